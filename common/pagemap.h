@@ -1,0 +1,138 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * pagemap.h - where each page of a split guest is
+ *
+ * Theory of operation
+ * -------------------
+ * One byte per 4 KiB page of the guest's flat RAM (see layout.h), one sub-host
+ * index per 2 MiB chunk, one byte of access history per chunk.  It is a file
+ * on tmpfs, mapped shared by the worker, so it survives the worker; QEMU keeps
+ * the memfds and the userfaultfd.  Together they are enough to go on.
+ *
+ * A page's byte is a stable state in the low bits, and PAGE_BUSY while one
+ * thread is changing it.  Whoever sets PAGE_BUSY (pagemap_lock) owns the page:
+ * only the owner may install it (UFFDIO_COPY, ZEROPAGE, CONTINUE), change its
+ * protection, punch it, or write its byte.  A fault on a busy page needs no
+ * answer of its own: the owner wakes the page when it is done.
+ *
+ *   state           where the bytes are                 who may leave it, and to what
+ *   UNTOUCHED       nowhere: it reads as zero           fault: ZEROING -> LOCAL
+ *   LOCAL           memfd only                          page-out: EVICTING -> REMOTE;
+ *                                                       discard: -> UNTOUCHED
+ *   REMOTE          sub-host of its chunk only          fault, prefetch: FETCHING -> CLEAN
+ *                                                       (write fault: -> LOCAL); lost: -> LOST
+ *   CLEAN           both, equal; write-protected        write fault: -> LOCAL;
+ *                                                       page-out: DROPPING -> REMOTE, unsent
+ *   LOST            nowhere, and it did have bytes      nobody; it was poisoned
+ *   ZEROING   = UNTOUCHED | BUSY     FETCHING = REMOTE | BUSY
+ *   EVICTING  = LOCAL | BUSY         DROPPING = CLEAN | BUSY
+ *
+ * (LOCAL_CLEAN of the design is CLEAN here.)
+ *
+ * After a crash of the worker the stable part and the memfd tell the truth
+ * (pagemap_recover): a busy page that has data in the memfd is LOCAL (its copy
+ * there is at least as new as any other); a busy page that is a hole is what
+ * it was, except that LOCAL and CLEAN became REMOTE (the hole is punched only
+ * after the sub-host's acknowledgement).
+ */
+#ifndef COMMON_PAGEMAP_H
+#define COMMON_PAGEMAP_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/log.h"
+#include "common/units.h"
+
+enum page_state {
+    PAGE_UNTOUCHED = 0,
+    PAGE_LOCAL = 1,
+    PAGE_REMOTE = 2,
+    PAGE_CLEAN = 3,
+    PAGE_LOST = 4,
+};
+#define PAGE_STATE_MASK 0x07u
+#define PAGE_BUSY 0x08u
+#define PAGE_ZEROING (PAGE_UNTOUCHED | PAGE_BUSY)
+#define PAGE_EVICTING (PAGE_LOCAL | PAGE_BUSY)
+#define PAGE_FETCHING (PAGE_REMOTE | PAGE_BUSY)
+#define PAGE_DROPPING (PAGE_CLEAN | PAGE_BUSY)
+
+#define PAGEMAP_MAGIC 0x50414d5053504d31ull /* "PAMPSPM1" */
+#define PAGEMAP_MAX_SUBHOSTS 127u
+#define PAGEMAP_NO_SUBHOST 0xffu
+
+/* The file: this header (one page), then pages[], subhost[], history[]; each part begins on a page. */
+struct pagemap_header {
+    uint64_t magic;
+    uint64_t n_pages;
+    uint64_t n_chunks;
+    uint64_t pages_offset;
+    uint64_t subhost_offset;
+    uint64_t history_offset;
+    uint64_t file_size;
+    uint8_t uuid[16];
+};
+
+struct pagemap {
+    struct pagemap_header *header;
+    _Atomic uint8_t *pages;   /* [n_pages], enum page_state | PAGE_BUSY */
+    _Atomic uint8_t *subhost; /* [n_chunks], index into the guest's sub-hosts */
+    _Atomic uint8_t *history; /* [n_chunks], the predictor's aging byte */
+    uint64_t n_pages;
+    uint64_t n_chunks;
+    int fd;
+};
+
+/** pagemap_size() - bytes a map file for @n_pages takes */
+uint64_t pagemap_size(uint64_t n_pages);
+
+/**
+ * pagemap_create() - make and map a fresh file, all pages UNTOUCHED, no sub-host, history 0
+ * @path: must not exist; NULL makes an unnamed one (memfd)
+ * Return: 0 or -errno with a sentence in @reason.
+ */
+int pagemap_create(struct pagemap *map, const char *path, const uint8_t uuid[16], uint64_t n_pages,
+                   struct reason *reason);
+
+/** pagemap_open() - map an existing file, checking every offset. Return: 0 or -errno, @reason. */
+int pagemap_open(struct pagemap *map, const char *path, struct reason *reason);
+
+/** pagemap_open_fd() - the same for a descriptor, which the map then owns */
+int pagemap_open_fd(struct pagemap *map, int fd, bool writable, struct reason *reason);
+
+/** pagemap_close() - unmap and close; the file stays */
+void pagemap_close(struct pagemap *map);
+
+static inline uint8_t pagemap_get(const struct pagemap *map, uint64_t page)
+{
+    return atomic_load_explicit(&map->pages[page], memory_order_acquire);
+}
+
+/**
+ * pagemap_lock() - take ownership of a page that is stable in @state
+ * Return: true, and the byte is @state | PAGE_BUSY; false if it was anything else.
+ */
+static inline bool pagemap_lock(struct pagemap *map, uint64_t page, uint8_t state)
+{
+    return atomic_compare_exchange_strong_explicit(&map->pages[page], &state,
+                                                   (uint8_t)(state | PAGE_BUSY),
+                                                   memory_order_acq_rel, memory_order_acquire);
+}
+
+/** pagemap_unlock() - owner only: end the change in stable state @state */
+static inline void pagemap_unlock(struct pagemap *map, uint64_t page, uint8_t state)
+{
+    atomic_store_explicit(&map->pages[page], state, memory_order_release);
+}
+
+struct pagemap_counts {
+    uint64_t untouched, local, remote, clean, lost, busy;
+};
+
+/** pagemap_count() - count states over [first, first + n); any thread, a snapshot */
+void pagemap_count(const struct pagemap *map, uint64_t first, uint64_t n,
+                   struct pagemap_counts *counts);
+
+#endif
