@@ -1,0 +1,96 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * engine.h - the page path of one split guest: faults, page-in, page-out
+ *
+ * The worker makes one engine when its guest has arrived, or when it comes back
+ * to a guest after a crash.  The engine owns its threads and its connections to
+ * the sub-hosts; it borrows the layout, the page map and the userfaultfd.
+ */
+#ifndef UFFD_PAGER_ENGINE_H
+#define UFFD_PAGER_ENGINE_H
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/endpoint.h"
+#include "common/handoff.h"
+#include "common/layout.h"
+#include "common/log.h"
+#include "common/pagemap.h"
+
+struct engine;
+
+struct engine_subhost {
+    char name[64];
+    struct endpoint data;
+    char export_name[512]; /* NBD export, without "/strict" */
+};
+
+struct engine_config {
+    const struct layout *layout;
+    struct pagemap *map;
+    int uffd; /* as QEMU made it: no API negotiated, or (after a crash) everything registered */
+    unsigned n_subhosts;
+    struct engine_subhost subhost[PAGEMAP_MAX_SUBHOSTS];
+    uint64_t budget;         /* bytes of guest memory resident at most */
+    uint64_t low_watermark;  /* page-out stops here; bytes */
+    uint64_t high_watermark; /* page-out starts here; bytes, below budget */
+    unsigned prefetch;       /* pages fetched around a fault at most; 0: none */
+    uint64_t granule;        /* bytes paged out together, 4 KiB to 2 MiB */
+    char predictor[32];      /* policy name; "" for the default */
+    unsigned fault_threads;  /* 0: 2 */
+    unsigned spin_us;        /* how long a fault thread spins before it sleeps; 0: default */
+    unsigned sample_period_ms; /* access sampling on this host; 0: off */
+    unsigned lost_after_ms;  /* a sub-host unreachable for so long is lost: its pages are poisoned */
+    /*
+     * Ask QEMU to zap ranges (HANDOFF_ZAP), wait until it has.  Any engine thread.
+     * Return: 0, or -ENOTCONN/-ETIMEDOUT: then sampling pauses, nothing else suffers.
+     */
+    int (*zap)(void *opaque, const struct handoff_range *ranges, uint32_t n);
+    /* Tell the operator (docs/protocols.md, events of uffd-pager). Steals data. Any engine thread. */
+    void (*event)(void *opaque, const char *name, json_t *data);
+    void *opaque;
+};
+
+/**
+ * engine_start() - register the userfaultfd (MISSING, MINOR, WP), connect to the sub-hosts, serve
+ * @recover: the map is that of an earlier worker: reconcile it with the memfds first
+ *           (common/pagemap.h), lift write-protection where the state says so, and wake everything
+ *
+ * Returns when faults are being served; a sub-host that does not answer does not stop that (its
+ * pages wait).  Return: 0 or -errno with a sentence in @reason; then nothing is registered that was
+ * not before.
+ */
+int engine_start(struct engine **engine, const struct engine_config *config, bool recover,
+                 struct reason *reason);
+
+/**
+ * engine_stop() - stop threads and close connections; faults then wait for another engine
+ * The userfaultfd's registrations stay.
+ */
+void engine_stop(struct engine *engine);
+
+/** engine_set_budget() - change the limits of a running engine, at once; any thread. Return: 0 or -EINVAL. */
+int engine_set_budget(struct engine *engine, uint64_t budget, uint64_t low_watermark,
+                      uint64_t high_watermark, struct reason *reason);
+
+/**
+ * engine_discard() - the guest gave [flat, flat + length) up (balloon): it is UNTOUCHED from now on
+ * Waits until no page of it is in flight, punches the memfd, trims the sub-hosts in the background.
+ */
+int engine_discard(struct engine *engine, uint64_t flat, uint64_t length);
+
+/** engine_stats() - add the counters of `query-guest` (docs/protocols.md) to @object; any thread */
+void engine_stats(struct engine *engine, json_t *object);
+
+/** engine_reset_stats() - counters and histograms begin again; any thread */
+void engine_reset_stats(struct engine *engine);
+
+/** engine_heat() - predictor's heat of a chunk, for `query-pages`; any thread */
+uint8_t engine_heat(const struct engine *engine, uint64_t chunk);
+
+/** engine_resident() - bytes of the guest's memory that are in the memfds, from their blocks (fstat) */
+uint64_t engine_resident(const struct layout *layout);
+
+#endif

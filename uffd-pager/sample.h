@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * sample.h - which memory an unsplit guest touches: zap, then count MINOR faults
+ *
+ * Nothing is registered before sample_start() and after sample_stop(), so a
+ * guest that is not being looked at pays nothing.
+ */
+#ifndef UFFD_PAGER_SAMPLE_H
+#define UFFD_PAGER_SAMPLE_H
+
+#include <stdint.h>
+
+#include "common/handoff.h"
+#include "common/layout.h"
+#include "common/log.h"
+#include "predictor/predictor.h"
+
+struct sample;
+
+struct sample_config {
+    const struct layout *layout;
+    int uffd;
+    struct predictor *predictor; /* sample notes accesses and ticks it */
+    unsigned period_ms;
+    int (*zap)(void *opaque, const struct handoff_range *ranges, uint32_t n);
+    void *opaque;
+};
+
+/** sample_start() - register MINOR only and start looking. Return: 0 or -errno, @reason. */
+int sample_start(struct sample **sample, const struct sample_config *config, struct reason *reason);
+
+/** sample_periods() - complete periods so far */
+unsigned sample_periods(const struct sample *sample);
+
+/** sample_accessed() - chunks seen accessed since the start */
+uint64_t sample_accessed(const struct sample *sample);
+
+/** sample_stop() - unregister (which wakes whoever waits), stop, free */
+void sample_stop(struct sample *sample);
+
+#endif
