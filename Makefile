@@ -76,10 +76,10 @@ $(B)/tests/unit/%: $(B)/tests/unit/%.o $(PROGRAM_LIBS) $(PREDICTOR_LIB) $(COMMON
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $< $(PROGRAM_LIBS) $(PREDICTOR_LIB) $(COMMON_LIB) $(LDLIBS) -linih -lcmocka -lm
 
-$(B)/tests/tools/%: $(B)/tests/tools/%.o $(COMMON_LIB)
+$(B)/tests/tools/%: $(B)/tests/tools/%.o $(PROGRAM_LIBS) $(PREDICTOR_LIB) $(COMMON_LIB)
 	$(call say,LD,$@)
 	@mkdir -p $(@D)
-	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^ $(LDLIBS) -lm
+	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^ $(LDLIBS) -linih -lm
 
 .SECONDARY:
 -include $(shell find $(B) -name '*.d' 2>/dev/null)

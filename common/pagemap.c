@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "common/pagemap.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static uint64_t pagemap_round(uint64_t bytes)
+{
+    return (bytes + PAGE_BYTES - 1) & ~(PAGE_BYTES - 1);
+}
+
+static uint64_t pagemap_chunks(uint64_t n_pages)
+{
+    return (n_pages + CHUNK_PAGES - 1) / CHUNK_PAGES;
+}
+
+uint64_t pagemap_size(uint64_t n_pages)
+{
+    return PAGE_BYTES + pagemap_round(n_pages) + 2 * pagemap_round(pagemap_chunks(n_pages));
+}
+
+static void pagemap_fill_header(struct pagemap_header *header, const uint8_t uuid[16],
+                                uint64_t n_pages)
+{
+    uint64_t n_chunks = pagemap_chunks(n_pages);
+
+    header->magic = PAGEMAP_MAGIC;
+    header->n_pages = n_pages;
+    header->n_chunks = n_chunks;
+    header->pages_offset = PAGE_BYTES;
+    header->subhost_offset = header->pages_offset + pagemap_round(n_pages);
+    header->history_offset = header->subhost_offset + pagemap_round(n_chunks);
+    header->file_size = pagemap_size(n_pages);
+    memcpy(header->uuid, uuid, 16);
+}
+
+static int pagemap_map(struct pagemap *map, int fd, uint64_t size, bool writable)
+{
+    void *base = mmap(NULL, size, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED, fd, 0);
+
+    if (base == MAP_FAILED) {
+        return -errno;
+    }
+    map->header = base;
+    map->fd = fd;
+    return 0;
+}
+
+static void pagemap_point(struct pagemap *map)
+{
+    uint8_t *base = (uint8_t *)map->header;
+
+    map->n_pages = map->header->n_pages;
+    map->n_chunks = map->header->n_chunks;
+    map->pages = (_Atomic uint8_t *)(base + map->header->pages_offset);
+    map->subhost = (_Atomic uint8_t *)(base + map->header->subhost_offset);
+    map->history = (_Atomic uint8_t *)(base + map->header->history_offset);
+}
+
+int pagemap_create(struct pagemap *map, const char *path, const uint8_t uuid[16], uint64_t n_pages,
+                   struct reason *reason)
+{
+    uint64_t size = pagemap_size(n_pages);
+    int fd = path ? open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600)
+                  : memfd_create("pagemap", MFD_CLOEXEC);
+    int err;
+
+    if (fd < 0) {
+        return reason_set(reason, -errno, "cannot create the page map %s: %m", path ? path : "");
+    }
+    if (ftruncate(fd, (off_t)size) < 0) {
+        err = -errno;
+    } else {
+        err = pagemap_map(map, fd, size, true);
+    }
+    if (err < 0) {
+        close(fd);
+        if (path) {
+            unlink(path);
+        }
+        return reason_set(reason, err, "cannot create the page map %s: %s", path ? path : "",
+                          strerror(-err));
+    }
+    pagemap_fill_header(map->header, uuid, n_pages);
+    pagemap_point(map);
+    memset((void *)map->subhost, PAGEMAP_NO_SUBHOST, map->n_chunks);
+    return 0;
+}
+
+int pagemap_open_fd(struct pagemap *map, int fd, bool writable, struct reason *reason)
+{
+    struct pagemap_header want = {0};
+    struct stat st;
+
+    if (fstat(fd, &st) < 0 || (uint64_t)st.st_size < PAGE_BYTES) {
+        close(fd);
+        return reason_set(reason, -EINVAL, "the page map is too short");
+    }
+    int err = pagemap_map(map, fd, (uint64_t)st.st_size, writable);
+    if (err < 0) {
+        close(fd);
+        return reason_set(reason, err, "cannot map the page map: %s", strerror(-err));
+    }
+    uint64_t n_pages = map->header->n_pages;
+    if (n_pages <= ((uint64_t)1 << 36)) {
+        pagemap_fill_header(&want, map->header->uuid, n_pages);
+    }
+    if (memcmp(&want, map->header, sizeof(want)) != 0 || want.file_size != (uint64_t)st.st_size) {
+        munmap(map->header, (size_t)st.st_size);
+        close(fd);
+        return reason_set(reason, -EINVAL, "the page map's header is damaged");
+    }
+    pagemap_point(map);
+    return 0;
+}
+
+int pagemap_open(struct pagemap *map, const char *path, struct reason *reason)
+{
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+
+    if (fd < 0) {
+        return reason_set(reason, -errno, "cannot open the page map %s: %m", path);
+    }
+    return pagemap_open_fd(map, fd, true, reason);
+}
+
+void pagemap_close(struct pagemap *map)
+{
+    if (map->header) {
+        munmap(map->header, map->header->file_size);
+        close(map->fd);
+        map->header = NULL;
+    }
+}
+
+void pagemap_count(const struct pagemap *map, uint64_t first, uint64_t n,
+                   struct pagemap_counts *counts)
+{
+    uint64_t by_state[16] = {0};
+
+    for (uint64_t page = first; page < first + n && page < map->n_pages; page++) {
+        uint8_t byte = atomic_load_explicit(&map->pages[page], memory_order_relaxed);
+        by_state[byte & (PAGE_STATE_MASK | PAGE_BUSY)]++;
+    }
+    *counts = (struct pagemap_counts){
+        .untouched = by_state[PAGE_UNTOUCHED] + by_state[PAGE_ZEROING],
+        .local = by_state[PAGE_LOCAL] + by_state[PAGE_EVICTING],
+        .remote = by_state[PAGE_REMOTE] + by_state[PAGE_FETCHING],
+        .clean = by_state[PAGE_CLEAN] + by_state[PAGE_DROPPING],
+        .lost = by_state[PAGE_LOST],
+        .busy = by_state[PAGE_ZEROING] + by_state[PAGE_EVICTING] + by_state[PAGE_FETCHING] +
+                by_state[PAGE_DROPPING],
+    };
+}
