@@ -31,7 +31,11 @@ struct nbd_export;
  * is then not advertised and is refused with ENOTSUP.
  */
 struct nbd_export_ops {
-    /* Memory to send [offset, offset + length) from, valid until read_end. */
+    /*
+     * Memory to send [offset, offset + length) from, valid until read_end.  *memory = NULL (and no
+     * read_end) means that there is not memory behind all of it: the server then asks
+     * block_status, sends zeros for what is NBD_STATE_ZERO and begins again for the other parts.
+     */
     int (*read_begin)(struct nbd_export *export, uint64_t offset, uint32_t length,
                       const void **memory);
     void (*read_end)(struct nbd_export *export, uint64_t offset, uint32_t length);
@@ -46,7 +50,7 @@ struct nbd_export_ops {
     int (*trim)(struct nbd_export *export, uint64_t offset, uint32_t length);
     int (*write_zeroes)(struct nbd_export *export, uint64_t offset, uint32_t length, bool no_hole);
     int (*flush)(struct nbd_export *export);
-    /* Fill at most *n extents from @offset; they need not cover all of @length. */
+    /* Fill at most *n (and at least 1) extents from @offset; they need not cover all of @length. */
     int (*block_status)(struct nbd_export *export, uint64_t offset, uint32_t length,
                         struct nbd_extent *extents, size_t *n);
     /* The connection is gone: drop the reference that open gave. */
@@ -88,7 +92,8 @@ unsigned nbd_server_connections(struct nbd_server *server);
 
 /**
  * nbd_server_disconnect() - shut down the connections whose export @match says yes to
- * They close soon after, in their own threads; any thread may call this.
+ * They close soon after, in their own threads; any thread may call this, but not while it holds a
+ * lock that config->open takes.  A connection that is not seen opens its export after this call.
  */
 void nbd_server_disconnect(struct nbd_server *server,
                            bool (*match)(void *arg, const struct nbd_export *export), void *arg);
