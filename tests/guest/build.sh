@@ -4,9 +4,9 @@
 # build.sh CACHEDIR - make what a test guest boots from, and print where it is
 #
 # Prints two lines, KERNEL=file and INITRD=file.  The kernel is the distribution's cloud kernel,
-# downloaded with apt-get and unpacked, never installed; GUEST_KERNEL=file uses another one.  The
-# initramfs holds memguest as /init and nothing else.  What is there already and still current is
-# not made again.
+# downloaded with apt-get and unpacked, never installed.  GUEST_KERNEL_PACKAGE=linux-image-amd64 takes
+# the full one, which knows memory errors; GUEST_KERNEL=file takes that file.  The initramfs holds
+# memguest as /init and nothing else.  What is there already and still current is not made again.
 set -eu
 
 die() {
@@ -14,11 +14,11 @@ die() {
     exit 1
 }
 
-# The cloud kernel's package depends on the real one of the day.
+# The named package depends on the real one of the day.
 fetch_kernel() {
-    package=$(apt-cache depends linux-image-cloud-amd64 2>/dev/null |
+    package=$(apt-cache depends "$wanted" 2>/dev/null |
         sed -n 's/^ *Depends: \(linux-image-[0-9].*\)$/\1/p' | head -n 1)
-    [ -n "$package" ] || die "apt knows no linux-image-cloud-amd64; run apt-get update, or set GUEST_KERNEL"
+    [ -n "$package" ] || die "apt knows no $wanted; run apt-get update, or set GUEST_KERNEL"
     rm -rf "$cache/kernel.new"
     mkdir "$cache/kernel.new"
     (
@@ -27,7 +27,7 @@ fetch_kernel() {
         dpkg-deb --fsys-tarfile ./*.deb | tar -x -f - --wildcards './boot/vmlinuz-*'
         mv boot/vmlinuz-* vmlinuz
     ) || die "cannot get $package"
-    mv "$cache/kernel.new/vmlinuz" "$cache/vmlinuz"
+    mv "$cache/kernel.new/vmlinuz" "$1"
     rm -rf "$cache/kernel.new"
 }
 
@@ -53,8 +53,9 @@ cache=$(cd "$1" && pwd)
 exec 9>"$cache/lock"
 flock 9
 
-kernel=${GUEST_KERNEL:-$cache/vmlinuz}
-[ -s "$kernel" ] || [ -n "${GUEST_KERNEL:-}" ] || fetch_kernel
+wanted=${GUEST_KERNEL_PACKAGE:-linux-image-cloud-amd64}
+kernel=${GUEST_KERNEL:-$cache/vmlinuz-$wanted}
+[ -s "$kernel" ] || [ -n "${GUEST_KERNEL:-}" ] || fetch_kernel "$kernel"
 [ -s "$kernel" ] || die "no kernel at $kernel"
 key=$(cat "$here"/*.c "$here"/*.h "$here/build.sh" | sha256sum | cut -c 1-16)
 initrd=$cache/initrd-$key.gz
