@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "uffd-pager/options.h"
+
+#include <getopt.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/version.h"
+
+/* One row an option: getopt, --help and the tests read the same table. */
+static const struct options_row {
+    int key;
+    const char *name;
+    const char *arg;  /* NULL: none */
+    const char *help; /* NULL: for internal use, not shown */
+} options_table[] = {
+    {'r', "run-dir", "DIR", "folder for sockets and page maps, on tmpfs (default /run/split-migrate)"},
+    {'H', "handoff", "ADDR", "where QEMU hands guests over (default unix:RUN-DIR/handoff.sock)"},
+    {'c', "control", "ADDR", "where controllers connect; may be repeated (default unix:RUN-DIR/uffd-pager.sock)"},
+    {'d', "data", "ADDR", "where arriving guests' memory is received (default tcp:127.0.0.1:0)"},
+    {'p', "plaintext", NULL, "allow addresses that other hosts can reach, without encryption"},
+    {'P', "pidfile", "FILE", "write the process id there once ready"},
+    {'v', "verbose", NULL, "log debug messages too"},
+    {'x', "exit-with-parent", NULL, "stop when the parent process ends (for tests)"},
+    {'V', "version", NULL, "print the version"},
+    {'h', "help", NULL, "print this"},
+    {'W', "worker", "UUID", NULL},
+    {'M', "mover", "FD", NULL},
+};
+#define OPTIONS_N (sizeof(options_table) / sizeof(options_table[0]))
+
+static void options_help(void)
+{
+    printf("Usage: uffd-pager [OPTION]...\n"
+           "Serve split guests on this host: page in from sub-hosts, page out to them.\n\n");
+    for (size_t i = 0; i < OPTIONS_N; i++) {
+        const struct options_row *row = &options_table[i];
+        if (row->help) {
+            char left[40];
+            snprintf(left, sizeof(left), "--%s%s%s", row->name, row->arg ? "=" : "",
+                     row->arg ? row->arg : "");
+            printf("  %-22s %s\n", left, row->help);
+        }
+    }
+    printf("\nADDR is unix:PATH or tcp:HOST:PORT.  See uffd-pager(8).\n");
+}
+
+static void options_exit(struct options *options, int status)
+{
+    options->role = OPTIONS_EXIT;
+    options->status = status;
+}
+
+static void options_endpoint(struct options *options, const char *name, const char *text,
+                             struct endpoint *endpoint)
+{
+    struct reason reason;
+
+    if (endpoint_parse(text, endpoint, &reason) < 0) {
+        fprintf(stderr, "uffd-pager: --%s: %s\n", name, reason.text);
+        options_exit(options, 2);
+    }
+}
+
+static void options_take(struct options *options, int key, const char *arg, bool *plaintext)
+{
+    struct daemon_config *daemon = &options->daemon;
+    char *end;
+
+    switch (key) {
+    case 'r':
+        daemon->run_dir = arg;
+        break;
+    case 'H':
+        options_endpoint(options, "handoff", arg, &daemon->handoff);
+        break;
+    case 'c':
+        if (daemon->n_controls == DAEMON_MAX_CONTROLS) {
+            fprintf(stderr, "uffd-pager: --control may be given at most %d times\n",
+                    DAEMON_MAX_CONTROLS);
+            options_exit(options, 2);
+            break;
+        }
+        options_endpoint(options, "control", arg, &daemon->control[daemon->n_controls++]);
+        break;
+    case 'd':
+        options_endpoint(options, "data", arg, &daemon->data);
+        break;
+    case 'p':
+        *plaintext = true;
+        break;
+    case 'P':
+        daemon->pidfile = arg;
+        break;
+    case 'v':
+        daemon->debug = true;
+        break;
+    case 'x':
+        options->exit_with_parent = true;
+        break;
+    case 'W':
+        options->role = OPTIONS_WORKER;
+        options->uuid = arg;
+        break;
+    case 'M':
+        options->role = OPTIONS_MOVER;
+        options->mover_fd = (int)strtol(arg, &end, 10);
+        break;
+    case 'V':
+        printf("uffd-pager %s\n", SPLIT_MIGRATE_VERSION);
+        options_exit(options, 0);
+        break;
+    case 'h':
+        options_help();
+        options_exit(options, 0);
+        break;
+    default: /* getopt has said what is wrong */
+        options_exit(options, 2);
+    }
+}
+
+static void options_defaults(struct options *options)
+{
+    struct daemon_config *daemon = &options->daemon;
+
+    if (!daemon->handoff.host[0]) {
+        daemon->handoff.is_unix = true;
+        snprintf(daemon->handoff.host, sizeof(daemon->handoff.host), "%.200s/handoff.sock",
+                 daemon->run_dir);
+    }
+    if (!daemon->n_controls) {
+        daemon->n_controls = 1;
+        daemon->control[0].is_unix = true;
+        snprintf(daemon->control[0].host, sizeof(daemon->control[0].host), "%.200s/uffd-pager.sock",
+                 daemon->run_dir);
+    }
+}
+
+static void options_check(struct options *options, bool plaintext)
+{
+    const struct daemon_config *daemon = &options->daemon;
+    const struct endpoint *off_host = endpoint_is_local(&daemon->data) ? NULL : &daemon->data;
+    char text[ENDPOINT_TEXT_LEN];
+
+    for (unsigned i = 0; i < daemon->n_controls; i++) {
+        if (!endpoint_is_local(&daemon->control[i])) {
+            off_host = &daemon->control[i];
+        }
+    }
+    if (!daemon->handoff.is_unix) {
+        fprintf(stderr, "uffd-pager: --handoff must be a unix:PATH address: memory is handed over "
+                        "as file descriptors\n");
+        options_exit(options, 2);
+    } else if (strlen(daemon->run_dir) > 48) {
+        fprintf(stderr, "uffd-pager: --run-dir %s is too long: socket paths in it must fit 107 "
+                        "characters, so at most 48\n", daemon->run_dir);
+        options_exit(options, 2);
+    } else if (off_host && !plaintext) {
+        fprintf(stderr, "uffd-pager: %s can be reached from other hosts without encryption; "
+                        "allow that with --plaintext or use a loopback address\n",
+                endpoint_format(off_host, text));
+        options_exit(options, 2);
+    }
+}
+
+void options_parse(struct options *options, int argc, char **argv)
+{
+    struct option longs[OPTIONS_N + 1] = {{0}};
+    bool plaintext = false;
+    int key;
+
+    memset(options, 0, sizeof(*options));
+    options->daemon.run_dir = "/run/split-migrate";
+    options->daemon.data = (struct endpoint){.host = "127.0.0.1"};
+    for (size_t i = 0; i < OPTIONS_N; i++) {
+        longs[i].name = options_table[i].name;
+        longs[i].has_arg = options_table[i].arg ? required_argument : no_argument;
+        longs[i].val = options_table[i].key;
+    }
+    while (options->role != OPTIONS_EXIT && (key = getopt_long(argc, argv, "", longs, NULL)) != -1) {
+        options_take(options, key, optarg, &plaintext);
+    }
+    if (options->role == OPTIONS_EXIT) {
+        return;
+    }
+    if (optind < argc) {
+        fprintf(stderr, "uffd-pager: '%s' is not an option; see --help\n", argv[optind]);
+        options_exit(options, 2);
+        return;
+    }
+    options_defaults(options);
+    options_check(options, plaintext);
+}

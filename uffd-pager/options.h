@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* options.h - the command line of uffd-pager */
+#ifndef UFFD_PAGER_OPTIONS_H
+#define UFFD_PAGER_OPTIONS_H
+
+#include <stdio.h>
+
+#include "uffd-pager/daemon.h"
+
+enum options_role { OPTIONS_DAEMON, OPTIONS_WORKER, OPTIONS_MOVER, OPTIONS_EXIT };
+
+struct options {
+    enum options_role role;
+    struct daemon_config daemon;
+    const char *uuid; /* of a worker */
+    int mover_fd;
+    bool exit_with_parent;
+    int status; /* for OPTIONS_EXIT */
+};
+
+/** options_parse() - read argv; --help, --version and mistakes are answered here, role OPTIONS_EXIT */
+void options_parse(struct options *options, int argc, char **argv);
+
+#endif

@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "uffd-pager/session.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "common/control.h"
+#include "common/units.h"
+
+#define SESSION_CONTROL_TIMEOUT_MS 3000
+
+static int session_text(const json_t *object, const char *key, bool needed, char *to, size_t size,
+                        struct reason *reason)
+{
+    const json_t *value = json_object_get(object, key);
+
+    to[0] = '\0';
+    if (!value && !needed) {
+        return 0;
+    }
+    const char *text = json_string_value(value);
+    if (!text || strlen(text) >= size || (needed && !*text)) {
+        return reason_set(reason, -EINVAL, "'%s' must be a string of at most %zu characters", key,
+                          size - 1);
+    }
+    memcpy(to, text, strlen(text) + 1);
+    return 0;
+}
+
+static int session_number(const json_t *object, const char *key, uint64_t missing, uint64_t most,
+                          uint64_t *to, struct reason *reason)
+{
+    const json_t *value = json_object_get(object, key);
+
+    *to = missing;
+    if (!value) {
+        return 0;
+    }
+    if (!json_is_integer(value) || json_integer_value(value) < 0 ||
+        (uint64_t)json_integer_value(value) > most) {
+        return reason_set(reason, -EINVAL, "'%s' must be a whole number from 0 to %llu", key,
+                          (unsigned long long)most);
+    }
+    *to = (uint64_t)json_integer_value(value);
+    return 0;
+}
+
+static int session_parse_subhost(struct session_subhost *subhost, const json_t *object,
+                                 struct reason *reason)
+{
+    char data[ENDPOINT_TEXT_LEN];
+    char control[ENDPOINT_TEXT_LEN];
+
+    int err = session_text(object, "name", true, subhost->name, sizeof(subhost->name), reason);
+    if (!err) {
+        err = session_text(object, "data", true, data, sizeof(data), reason);
+    }
+    if (!err) {
+        err = endpoint_parse(data, &subhost->data, reason);
+    }
+    if (!err) {
+        err = session_text(object, "control", true, control, sizeof(control), reason);
+    }
+    if (!err) {
+        err = endpoint_parse(control, &subhost->control, reason);
+    }
+    if (!err) {
+        err = session_text(object, "export", true, subhost->export_name,
+                           sizeof(subhost->export_name), reason);
+    }
+    if (!err) {
+        err = session_text(object, "ticket", false, subhost->ticket, sizeof(subhost->ticket),
+                           reason);
+    }
+    return err;
+}
+
+static int session_parse_limits(struct session *session, const json_t *object,
+                                struct reason *reason)
+{
+    uint64_t n;
+    int err = session_number(object, "budget", 0, INT64_MAX, &session->budget, reason);
+
+    if (!err && session->budget < 16 * MIB) {
+        err = reason_set(reason, -EINVAL, "'budget' must be at least 16 MiB");
+    }
+    if (!err) {
+        err = session_number(object, "high_watermark", session->budget - session->budget / 16,
+                             session->budget, &session->high_watermark, reason);
+    }
+    if (!err) {
+        err = session_number(object, "low_watermark", session->budget - session->budget / 8,
+                             session->high_watermark, &session->low_watermark, reason);
+    }
+    if (!err) {
+        err = session_number(object, "granule", 64 * KIB, CHUNK_BYTES, &session->granule, reason);
+    }
+    if (!err && (session->granule < PAGE_BYTES || session->granule & (session->granule - 1))) {
+        err = reason_set(reason, -EINVAL, "'granule' must be a power of two from 4 KiB to 2 MiB");
+    }
+    if (!err) {
+        err = session_number(object, "prefetch", 8, 512, &n, reason);
+        session->prefetch = (unsigned)n;
+    }
+    if (!err) {
+        err = session_number(object, "sample_period_ms", 2000, 3600000, &n, reason);
+        session->sample_period_ms = (unsigned)n;
+    }
+    if (!err) {
+        err = session_number(object, "lost_after_ms", 30000, 86400000, &n, reason);
+        session->lost_after_ms = (unsigned)n;
+    }
+    return err;
+}
+
+int session_parse(struct session *session, const json_t *object, struct reason *reason)
+{
+    const json_t *subhosts = json_object_get(object, "subhosts");
+    size_t n = json_array_size(subhosts);
+    char migration[64];
+    uint64_t number;
+
+    memset(session, 0, sizeof(*session));
+    int err = session_text(object, "migration", true, migration, sizeof(migration), reason);
+    if (!err && units_parse_uuid(migration, session->migration) < 0) {
+        err = reason_set(reason, -EINVAL, "'migration' must be a UUID");
+    }
+    if (!err) {
+        err = session_parse_limits(session, object, reason);
+    }
+    if (!err) {
+        err = session_text(object, "predictor", false, session->predictor,
+                           sizeof(session->predictor), reason);
+    }
+    if (!err && (n < 1 || n > PAGEMAP_MAX_SUBHOSTS)) {
+        err = reason_set(reason, -EINVAL, "'subhosts' must be an array of 1 to %u sub-hosts",
+                         PAGEMAP_MAX_SUBHOSTS);
+    }
+    for (size_t i = 0; i < n && !err; i++) {
+        err = session_parse_subhost(&session->subhost[i], json_array_get(subhosts, i), reason);
+    }
+    session->n_subhosts = (unsigned)n;
+    if (!err) {
+        err = session_number(object, "qemu_pid", 0, INT32_MAX, &number, reason);
+        session->qemu_pid = (pid_t)number;
+    }
+    if (!err) {
+        err = session_number(object, "qemu_start", 0, INT64_MAX, &session->qemu_start, reason);
+    }
+    return err;
+}
+
+static json_t *session_to_json(const struct session *session)
+{
+    char migration[UUID_TEXT_LEN];
+    json_t *subhosts = json_array();
+
+    for (unsigned i = 0; i < session->n_subhosts; i++) {
+        const struct session_subhost *subhost = &session->subhost[i];
+        char data[ENDPOINT_TEXT_LEN];
+        char control[ENDPOINT_TEXT_LEN];
+        json_array_append_new(
+            subhosts, json_pack("{s:s, s:s, s:s, s:s, s:s}", "name", subhost->name, "data",
+                                endpoint_format(&subhost->data, data), "control",
+                                endpoint_format(&subhost->control, control), "export",
+                                subhost->export_name, "ticket", subhost->ticket));
+    }
+    return json_pack(
+        "{s:s, s:s, s:I, s:I, s:I, s:I, s:i, s:i, s:i, s:s, s:o, s:i, s:I}", "state", "split",
+        "migration", units_format_uuid(session->migration, migration), "budget",
+        (json_int_t)session->budget, "low_watermark", (json_int_t)session->low_watermark,
+        "high_watermark", (json_int_t)session->high_watermark, "granule",
+        (json_int_t)session->granule, "prefetch", (int)session->prefetch, "sample_period_ms",
+        (int)session->sample_period_ms, "lost_after_ms", (int)session->lost_after_ms, "predictor",
+        session->predictor, "subhosts", subhosts, "qemu_pid", (int)session->qemu_pid, "qemu_start",
+        (json_int_t)session->qemu_start);
+}
+
+int session_save(const struct session *session, const char *dir)
+{
+    char path[300];
+    char temporary[300];
+
+    snprintf(path, sizeof(path), "%s/session.json", dir);
+    snprintf(temporary, sizeof(temporary), "%s/session.json.new", dir);
+    int fd = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    if (fd < 0) {
+        return -errno;
+    }
+    json_t *object = session_to_json(session);
+    int err = json_dumpfd(object, fd, JSON_INDENT(2)) < 0 ? -EIO : 0;
+    json_decref(object);
+    if (close(fd) < 0 && !err) {
+        err = -errno;
+    }
+    if (!err && rename(temporary, path) < 0) {
+        err = -errno;
+    }
+    if (err) {
+        unlink(temporary);
+    }
+    return err;
+}
+
+int session_load(struct session *session, const char *dir, struct reason *reason)
+{
+    char path[300];
+    json_error_t error;
+
+    snprintf(path, sizeof(path), "%s/session.json", dir);
+    if (access(path, F_OK) < 0) {
+        return -errno;
+    }
+    json_t *object = json_load_file(path, 0, &error);
+    if (!object) {
+        return reason_set(reason, -EINVAL, "%s line %d: %.100s", path, error.line, error.text);
+    }
+    int err = session_parse(session, object, reason);
+    json_decref(object);
+    return err;
+}
+
+uint64_t session_process_start(pid_t pid)
+{
+    char path[64];
+    char text[1024];
+
+    snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) {
+        return 0;
+    }
+    ssize_t n = read(fd, text, sizeof(text) - 1);
+    close(fd);
+    if (n <= 0) {
+        return 0;
+    }
+    text[n] = '\0';
+    /* Field 22; the command's name, field 2, may hold blanks and brackets: start after its end. */
+    char *p = strrchr(text, ')');
+    for (int field = 2; p && field < 22; field++) {
+        p = strchr(p + 1, ' ');
+    }
+    return p ? strtoull(p + 1, NULL, 10) : 0;
+}
+
+static int session_region(const struct session_subhost *subhost, const char *verb, const char *uuid,
+                          struct reason *reason)
+{
+    struct control_client *client;
+    struct reason why = {""};
+
+    int err = control_connect(&client, &subhost->control, SESSION_CONTROL_TIMEOUT_MS, &why);
+    if (!err) {
+        json_t *args = json_pack("{s:s}", "name", uuid);
+        if (subhost->ticket[0]) {
+            json_object_set_new(args, "ticket", json_string(subhost->ticket));
+        }
+        err = control_call(client, verb, args, NULL, SESSION_CONTROL_TIMEOUT_MS, &why);
+        control_close(client);
+    }
+    return err ? reason_set(reason, err, "sub-host '%s': %.180s", subhost->name, why.text) : 0;
+}
+
+int session_keep_regions(const struct session *session, const char *uuid, struct reason *reason)
+{
+    for (unsigned i = 0; i < session->n_subhosts; i++) {
+        int err = session_region(&session->subhost[i], "region-keep", uuid, reason);
+        if (err) {
+            return err;
+        }
+    }
+    return 0;
+}
+
+void session_delete_regions(const struct session *session, const char *uuid)
+{
+    for (unsigned i = 0; i < session->n_subhosts; i++) {
+        struct reason reason = {""};
+        int err = session_region(&session->subhost[i], "region-delete", uuid, &reason);
+        if (err && err != -ENOENT) {
+            log_warn("the region of guest %s could not be freed: %s", uuid, reason.text);
+        }
+    }
+}
+
+void session_remove(const char *dir)
+{
+    static const char *const names[] = {"map",         "session.json", "session.json.new",
+                                        "worker.sock", "attach.sock",  "worker.pid"};
+    char path[300];
+
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        snprintf(path, sizeof(path), "%s/%s", dir, names[i]);
+        unlink(path);
+    }
+    rmdir(dir);
+}

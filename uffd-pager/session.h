@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * session.h - what a worker must know to go on with a split guest
+ *
+ * Kept as session.json beside the page map, on tmpfs, readable by root only
+ * (it holds tickets).  Written when the guest has arrived and when its limits
+ * change; read by the worker that follows a dead one, and by the daemon when a
+ * guest has ended with its worker.
+ */
+#ifndef UFFD_PAGER_SESSION_H
+#define UFFD_PAGER_SESSION_H
+
+#include <jansson.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "common/endpoint.h"
+#include "common/log.h"
+#include "common/pagemap.h"
+
+struct session_subhost {
+    char name[64];
+    struct endpoint data;
+    struct endpoint control;
+    char export_name[512];
+    char ticket[65];
+};
+
+struct session {
+    uint8_t migration[16];
+    uint64_t budget;
+    uint64_t low_watermark;
+    uint64_t high_watermark;
+    uint64_t granule;
+    unsigned prefetch;
+    unsigned sample_period_ms;
+    unsigned lost_after_ms;
+    char predictor[32];
+    unsigned n_subhosts;
+    struct session_subhost subhost[PAGEMAP_MAX_SUBHOSTS];
+    pid_t qemu_pid;
+    uint64_t qemu_start; /* its start time, so that a reused pid is not taken for it */
+};
+
+/** session_parse() - from the arguments of incoming-prepare or a saved file. Return: 0 or -EINVAL, @reason. */
+int session_parse(struct session *session, const json_t *object, struct reason *reason);
+
+/** session_save() - write DIR/session.json anew, whole or not at all. Return: 0 or -errno. */
+int session_save(const struct session *session, const char *dir);
+
+/** session_load() - read DIR/session.json. Return: 0, -ENOENT, or another -errno with @reason. */
+int session_load(struct session *session, const char *dir, struct reason *reason);
+
+/** session_process_start() - start time of process @pid in clock ticks since boot; 0 if it is not there */
+uint64_t session_process_start(pid_t pid);
+
+/** session_keep_regions() - region-keep on every sub-host. Return: 0 or the first -errno, @reason. */
+int session_keep_regions(const struct session *session, const char *uuid, struct reason *reason);
+
+/** session_delete_regions() - region-delete on every sub-host; what cannot be reached is logged */
+void session_delete_regions(const struct session *session, const char *uuid);
+
+/** session_remove() - delete DIR with all the files a worker keeps there */
+void session_remove(const char *dir);
+
+#endif

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* worker_verbs.c - the control verbs that name a guest (docs/protocols.md) */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "uffd-pager/worker.h"
+
+static json_t *verb_query_guest(void *opaque, struct control_peer *peer, const json_t *args,
+                                int *err, struct reason *reason)
+{
+    struct worker *worker = opaque;
+
+    (void)peer, (void)args, (void)err, (void)reason;
+    pthread_mutex_lock(&worker->lock);
+    json_t *answer = guest_query(worker);
+    pthread_mutex_unlock(&worker->lock);
+    return answer;
+}
+
+static json_t *verb_query_pages(void *opaque, struct control_peer *peer, const json_t *args,
+                                int *err, struct reason *reason)
+{
+    struct worker *worker = opaque;
+
+    (void)peer, (void)args;
+    pthread_mutex_lock(&worker->lock);
+    json_t *answer = guest_query_pages(worker, err, reason);
+    pthread_mutex_unlock(&worker->lock);
+    return answer;
+}
+
+static json_t *verb_incoming_prepare(void *opaque, struct control_peer *peer, const json_t *args,
+                                     int *err, struct reason *reason)
+{
+    return incoming_prepare(opaque, peer, args, err, reason);
+}
+
+static json_t *verb_incoming_cancel(void *opaque, struct control_peer *peer, const json_t *args,
+                                    int *err, struct reason *reason)
+{
+    (void)peer, (void)args;
+    return incoming_cancel(opaque, err, reason);
+}
+
+static json_t *verb_outgoing_profile(void *opaque, struct control_peer *peer, const json_t *args,
+                                     int *err, struct reason *reason)
+{
+    (void)peer;
+    return outgoing_profile(opaque, args, err, reason);
+}
+
+static json_t *verb_outgoing_prepare(void *opaque, struct control_peer *peer, const json_t *args,
+                                     int *err, struct reason *reason)
+{
+    return outgoing_prepare(opaque, peer, args, err, reason);
+}
+
+static json_t *verb_outgoing_status(void *opaque, struct control_peer *peer, const json_t *args,
+                                    int *err, struct reason *reason)
+{
+    (void)peer, (void)args;
+    return outgoing_status(opaque, err, reason);
+}
+
+static json_t *verb_outgoing_cancel(void *opaque, struct control_peer *peer, const json_t *args,
+                                    int *err, struct reason *reason)
+{
+    (void)peer, (void)args;
+    return outgoing_cancel(opaque, err, reason);
+}
+
+static uint64_t verb_bytes(const json_t *args, const char *key, uint64_t missing)
+{
+    json_int_t value = json_integer_value(json_object_get(args, key));
+
+    return value > 0 ? (uint64_t)value : missing;
+}
+
+static json_t *verb_set_budget(void *opaque, struct control_peer *peer, const json_t *args,
+                               int *err, struct reason *reason)
+{
+    struct worker *worker = opaque;
+    uint64_t budget = verb_bytes(args, "budget", 0);
+    uint64_t high = verb_bytes(args, "high_watermark", budget - budget / 16);
+    uint64_t low = verb_bytes(args, "low_watermark", budget - budget / 8);
+
+    (void)peer;
+    pthread_mutex_lock(&worker->lock);
+    if (worker->state != WORKER_SPLIT) {
+        *err = reason_set(reason, -EBUSY, "guest %s has no budget: it is not split",
+                          worker->uuid_text);
+    } else if (budget < 16 * MIB || low > high || high > budget) {
+        *err = reason_set(reason, -EINVAL, "'budget' must be at least 16 MiB and its watermarks "
+                                           "below it, the low one below the high one");
+    } else {
+        *err = engine_set_budget(worker->engine, budget, low, high, reason);
+    }
+    if (!*err) {
+        worker->session.budget = budget;
+        worker->session.high_watermark = high;
+        worker->session.low_watermark = low;
+        session_save(&worker->session, worker->dir);
+        worker->resident_max = 0;
+    }
+    pthread_mutex_unlock(&worker->lock);
+    return NULL;
+}
+
+static json_t *verb_reset_stats(void *opaque, struct control_peer *peer, const json_t *args,
+                                int *err, struct reason *reason)
+{
+    struct worker *worker = opaque;
+
+    (void)peer, (void)args;
+    pthread_mutex_lock(&worker->lock);
+    if (worker->engine) {
+        engine_reset_stats(worker->engine);
+        worker->resident_max = 0;
+    } else {
+        *err = reason_set(reason, -EBUSY, "guest %s is not split", worker->uuid_text);
+    }
+    pthread_mutex_unlock(&worker->lock);
+    return NULL;
+}
+
+static const struct control_verb worker_verbs[] = {
+    {"query-guest", verb_query_guest},
+    {"query-pages", verb_query_pages},
+    {"incoming-prepare", verb_incoming_prepare},
+    {"incoming-cancel", verb_incoming_cancel},
+    {"outgoing-profile", verb_outgoing_profile},
+    {"outgoing-prepare", verb_outgoing_prepare},
+    {"outgoing-status", verb_outgoing_status},
+    {"outgoing-cancel", verb_outgoing_cancel},
+    {"set-budget", verb_set_budget},
+    {"reset-stats", verb_reset_stats},
+    {NULL, NULL},
+};
+
+static void worker_on_close(void *opaque, struct control_peer *peer)
+{
+    incoming_lease_lost(opaque, peer);
+    outgoing_lease_lost(opaque, peer);
+}
+
+int worker_verbs_start(struct worker *worker, struct reason *reason)
+{
+    struct endpoint endpoint = {.is_unix = true};
+    struct control_config config = {
+        .program = "uffd-pager",
+        .verbs = worker_verbs,
+        .opaque = worker,
+        .on_close = worker_on_close,
+    };
+
+    if (snprintf(endpoint.host, sizeof(endpoint.host), "%s/worker.sock", worker->dir) > 107) {
+        return reason_set(reason, -ENAMETOOLONG, "the run directory's name is too long: %s",
+                          worker->dir);
+    }
+    int listener = endpoint_listen(&endpoint, reason);
+    if (listener < 0) {
+        return listener;
+    }
+    int err = control_server_start(&worker->control, listener, &config);
+    return err ? reason_set(reason, err, "the control server cannot start: %s", strerror(-err)) : 0;
+}
