@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * chunk.h - inside the region: 2 MiB of pages, their bits, and slices of them
+ *
+ * Everything here but slice_next() is called with the chunk's lock held.
+ */
+#ifndef SUBHOST_SERVER_CHUNK_H
+#define SUBHOST_SERVER_CHUNK_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/units.h"
+#include "subhost-server/quota.h"
+
+#define CHUNK_WORDS (CHUNK_PAGES / 64)
+#define N_LOCKS 64
+
+struct chunk {
+    uint64_t exists[CHUNK_WORDS];
+    uint64_t stored[CHUNK_WORDS];
+    uint32_t readers;
+    uint32_t writers;
+    bool sweep; /* there may be pages on their way out */
+};
+
+struct region {
+    uint8_t *memory;
+    struct chunk *chunks;
+    uint64_t size;
+    uint64_t n_chunks;
+    struct quota_claim claim;
+    int fd;
+    atomic_uint references;
+    atomic_uint clients;
+    atomic_bool dead;
+    pthread_mutex_t locks[N_LOCKS];
+};
+
+/* Pages [first, end) of chunk number @index: what one lock covers of a request. */
+struct slice {
+    struct chunk *chunk;
+    uint64_t index;
+    unsigned first, end;
+};
+
+/* The next slice of pages [*page, end); false when there is none. */
+static inline bool slice_next(struct chunk *chunks, uint64_t *page, uint64_t end,
+                              struct slice *slice)
+{
+    if (*page >= end) {
+        return false;
+    }
+    slice->index = *page / CHUNK_PAGES;
+    slice->chunk = &chunks[slice->index];
+    slice->first = (unsigned)(*page % CHUNK_PAGES);
+    uint64_t last = (slice->index + 1) * CHUNK_PAGES;
+    last = last < end ? last : end;
+    slice->end = (unsigned)(last - slice->index * CHUNK_PAGES);
+    *page = last;
+    return true;
+}
+
+/* The bits of word @w that pages [first, end) cover. */
+static inline uint64_t word_mask(unsigned w, unsigned first, unsigned end)
+{
+    unsigned low = first > w * 64 ? first - w * 64 : 0;
+    unsigned high = end < w * 64 + 64 ? end - w * 64 : 64;
+    uint64_t below_high = high == 64 ? ~(uint64_t)0 : ((uint64_t)1 << high) - 1;
+
+    return below_high & ~(((uint64_t)1 << low) - 1);
+}
+
+#define for_each_word(w, slice)                                                                    \
+    for (unsigned w = (slice)->first / 64; w <= ((slice)->end - 1) / 64; w++)
+
+static inline unsigned count_stored(const struct slice *slice)
+{
+    unsigned n = 0;
+
+    for_each_word(w, slice) {
+        uint64_t mask = word_mask(w, slice->first, slice->end);
+        n += (unsigned)__builtin_popcountll(slice->chunk->stored[w] & mask);
+    }
+    return n;
+}
+
+static inline bool all_exist(const struct slice *slice)
+{
+    uint64_t missing = 0;
+
+    for_each_word(w, slice) {
+        missing |= ~slice->chunk->exists[w] & word_mask(w, slice->first, slice->end);
+    }
+    return !missing;
+}
+
+static inline void set_exist(struct slice *slice, bool exist)
+{
+    for_each_word(w, slice) {
+        uint64_t mask = word_mask(w, slice->first, slice->end);
+        slice->chunk->exists[w] = exist ? slice->chunk->exists[w] | mask
+                                        : slice->chunk->exists[w] & ~mask;
+    }
+}
+
+static inline void set_stored(struct slice *slice, bool stored)
+{
+    for_each_word(w, slice) {
+        uint64_t mask = word_mask(w, slice->first, slice->end);
+        slice->chunk->stored[w] = stored ? slice->chunk->stored[w] | mask
+                                         : slice->chunk->stored[w] & ~mask;
+    }
+}
+
+static inline bool get_bit(const uint64_t *bits, unsigned page)
+{
+    return bits[page / 64] >> (page % 64) & 1;
+}
+
+static inline bool is_busy(const struct chunk *chunk)
+{
+    return chunk->readers || chunk->writers;
+}
+
+static inline struct slice whole_chunk(const struct slice *slice)
+{
+    struct slice whole = *slice;
+
+    whole.first = 0;
+    whole.end = CHUNK_PAGES;
+    return whole;
+}
+
+#endif

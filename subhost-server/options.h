@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* options.h - the command line */
+#ifndef SUBHOST_SERVER_OPTIONS_H
+#define SUBHOST_SERVER_OPTIONS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/endpoint.h"
+#include "common/log.h"
+
+#define OPTIONS_MAX_LISTEN 16
+
+struct options {
+    uint64_t memory;
+    struct endpoint listen[OPTIONS_MAX_LISTEN];
+    unsigned n_listen;
+    struct endpoint control[OPTIONS_MAX_LISTEN];
+    unsigned n_control;
+    const char *pidfile; /* NULL: none */
+    unsigned max_connections;
+    unsigned spin_us;
+    bool plaintext;
+    bool verbose;
+    bool exit_with_parent;
+};
+
+enum options_result { OPTIONS_RUN, OPTIONS_DONE, OPTIONS_BAD };
+
+/**
+ * options_parse() - fill @options from the command line
+ * Return: OPTIONS_DONE if --help or --version was answered; OPTIONS_BAD with a sentence in @reason.
+ */
+enum options_result options_parse(struct options *options, int argc, char **argv,
+                                  struct reason *reason);
+
+#endif

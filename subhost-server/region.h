@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * region.h - a sparse store of 4 KiB pages, one per guest
+ *
+ * Offsets and lengths are bytes inside the region; the caller has checked
+ * them.  All functions may be called by several threads at once.
+ * pages.c tells how it works.
+ */
+#ifndef SUBHOST_SERVER_REGION_H
+#define SUBHOST_SERVER_REGION_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/log.h"
+#include "common/nbd_server.h"
+#include "subhost-server/quota.h"
+
+#define REGION_MAX_SIZE ((uint64_t)1 << 46)
+
+struct region;
+
+/**
+ * region_new() - an empty region; the caller gets the first reference
+ * @size: a multiple of PAGE_BYTES, at most REGION_MAX_SIZE
+ *
+ * Return: 0; -EINVAL, -ENOSPC (the reservation does not fit) or -ENOMEM with a sentence in @reason.
+ */
+int region_new(struct region **region, struct quota *quota, uint64_t size, uint64_t reserve,
+               uint64_t limit, struct reason *reason);
+
+/** region_ref()/region_unref() - the last reference frees it */
+struct region *region_ref(struct region *region);
+void region_unref(struct region *region);
+
+/**
+ * region_kill() - free all its memory and its claim now, whoever still holds references
+ * Every later operation fails with -ESHUTDOWN.
+ */
+void region_kill(struct region *region);
+
+/** region_client_came(), region_client_left() - count the connections that use it */
+void region_client_came(struct region *region);
+void region_client_left(struct region *region);
+unsigned region_clients(const struct region *region);
+
+uint64_t region_size(const struct region *region);
+const struct quota_claim *region_claim(const struct region *region);
+
+/** region_allocated() - bytes of memory behind its pages, as the kernel counts them */
+uint64_t region_allocated(const struct region *region);
+
+/**
+ * region_read_begin() - pin [offset, offset + length) for reading
+ * @strict: a page that does not exist is -EIO
+ * @memory: NULL if there is not memory behind all of it; then nothing is pinned
+ */
+int region_read_begin(struct region *region, bool strict, uint64_t offset, uint32_t length,
+                      const void **memory);
+void region_read_end(struct region *region, uint64_t offset, uint32_t length);
+
+/**
+ * region_write_begin() - charge and allocate what [offset, offset + length) needs, and pin it
+ * Return: 0; -ENOSPC, and nothing has changed; -ESHUTDOWN.
+ */
+int region_write_begin(struct region *region, uint64_t offset, uint32_t length, void **memory);
+
+/** region_write_end() - @complete: the pages exist now; otherwise fresh ones are taken back */
+int region_write_end(struct region *region, uint64_t offset, uint32_t length, bool complete);
+
+/** region_trim() - whole pages within the range do not exist any more and take no memory */
+int region_trim(struct region *region, uint64_t offset, uint32_t length);
+
+/** region_zero() - the range exists and is zero; whole pages take no memory */
+int region_zero(struct region *region, uint64_t offset, uint32_t length);
+
+/** region_status() - as nbd_export_ops.block_status; @strict: a missing page does not read as zero */
+int region_status(struct region *region, bool strict, uint64_t offset, uint32_t length,
+                  struct nbd_extent *extents, size_t *n);
+
+#endif

@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* server.h - the sub-host server as a whole: its listeners, its regions, its life */
+#ifndef SUBHOST_SERVER_SERVER_H
+#define SUBHOST_SERVER_SERVER_H
+
+#include "common/control.h"
+#include "common/endpoint.h"
+#include "common/log.h"
+#include "common/nbd_server.h"
+#include "subhost-server/options.h"
+#include "subhost-server/store.h"
+
+struct server {
+    const struct options *options;
+    struct store store;
+    struct endpoint data[OPTIONS_MAX_LISTEN]; /* with the ports the kernel chose */
+    struct nbd_server *nbd[OPTIONS_MAX_LISTEN];
+    unsigned n_data;
+    struct endpoint control[OPTIONS_MAX_LISTEN];
+    struct control_server *controls[OPTIONS_MAX_LISTEN];
+    unsigned n_control;
+};
+
+/**
+ * server_run() - serve until SIGTERM or SIGINT
+ * Return: 0, or -errno with a sentence in @reason if it could not start.
+ */
+int server_run(const struct options *options, struct reason *reason);
+
+/** server_connections() - how many NBD connections there are */
+unsigned server_connections(const struct server *server);
+
+#endif

@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "subhost-server/store.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define STRICT "/strict"
+
+void store_init(struct store *store, uint64_t memory)
+{
+    memset(store, 0, sizeof(*store));
+    pthread_mutex_init(&store->lock, NULL);
+    quota_init(&store->quota, memory);
+}
+
+static bool word_is_valid(const char *word)
+{
+    size_t length = strspn(word, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-");
+
+    return length > 0 && length <= STORE_WORD_MAX && word[length] == '\0';
+}
+
+/* Take as long for a wrong ticket as for a right one. */
+static bool ticket_matches(const struct store_entry *entry, const char *ticket, size_t length)
+{
+    unsigned char given[STORE_WORD_MAX + 1] = {0};
+    unsigned difference = length > STORE_WORD_MAX;
+
+    memcpy(given, ticket, length > STORE_WORD_MAX ? STORE_WORD_MAX : length);
+    for (size_t i = 0; i < sizeof(given); i++) {
+        difference |= given[i] ^ (unsigned char)entry->ticket[i];
+    }
+    return difference == 0;
+}
+
+/* Caller holds the lock.  Return: the link that points to the entry, or to NULL. */
+static struct store_entry **find(struct store *store, const char *name, size_t length)
+{
+    struct store_entry **link = &store->entries;
+
+    while (*link && (strncmp((*link)->name, name, length) != 0 || (*link)->name[length])) {
+        link = &(*link)->next;
+    }
+    return link;
+}
+
+/* Caller holds the lock: find an entry for a control client. */
+static int find_checked(struct store *store, const char *name, const char *ticket,
+                        struct store_entry ***link, struct reason *reason)
+{
+    const char *given = ticket ? ticket : "";
+
+    *link = word_is_valid(name) ? find(store, name, strlen(name)) : NULL;
+    if (!*link || !**link) {
+        return reason_set(reason, -ENOENT, "there is no region '%.*s'", STORE_WORD_MAX, name);
+    }
+    if (!ticket_matches(**link, given, strlen(given))) {
+        return reason_set(reason, -EACCES, "this is not the ticket of region '%s'", name);
+    }
+    return 0;
+}
+
+static struct store_entry *entry_new(const struct store_request *request, struct region *region)
+{
+    struct store_entry *entry = calloc(1, sizeof(*entry));
+
+    if (entry) {
+        entry->region = region;
+        entry->owner = request->owner;
+        memcpy(entry->name, request->name, strlen(request->name));
+        if (request->ticket) {
+            memcpy(entry->ticket, request->ticket, strlen(request->ticket));
+        }
+    }
+    return entry;
+}
+
+/* Caller holds the lock. */
+static int create_locked(struct store *store, const struct store_request *request,
+                         struct reason *reason)
+{
+    struct store_entry **link = find(store, request->name, strlen(request->name));
+    struct region *region;
+
+    if (*link) {
+        return reason_set(reason, -EEXIST, "there is a region '%s' already", request->name);
+    }
+    if (store->n_regions == STORE_MAX_REGIONS) {
+        return reason_set(reason, -ENOSPC, "there are %u regions already", store->n_regions);
+    }
+    int err = region_new(&region, &store->quota, request->size, request->reserve, request->limit,
+                         reason);
+    if (err) {
+        return err;
+    }
+    *link = entry_new(request, region);
+    if (!*link) {
+        region_unref(region);
+        return reason_set(reason, -ENOMEM, "no memory for another region");
+    }
+    store->n_regions++;
+    return 0;
+}
+
+int store_create(struct store *store, const struct store_request *request, struct reason *reason)
+{
+    if (!word_is_valid(request->name)) {
+        return reason_set(reason, -EINVAL,
+                          "a region's name must be 1 to %d letters, digits, '-' or '_'",
+                          STORE_WORD_MAX);
+    }
+    if (request->ticket && !word_is_valid(request->ticket)) {
+        return reason_set(reason, -EINVAL, "a ticket must be 1 to %d letters, digits, '-' or '_'",
+                          STORE_WORD_MAX);
+    }
+    pthread_mutex_lock(&store->lock);
+    int err = create_locked(store, request, reason);
+    pthread_mutex_unlock(&store->lock);
+    return err;
+}
+
+int store_keep(struct store *store, const char *name, const char *ticket, struct reason *reason)
+{
+    struct store_entry **link;
+
+    pthread_mutex_lock(&store->lock);
+    int err = find_checked(store, name, ticket, &link, reason);
+    if (!err) {
+        (*link)->owner = NULL;
+    }
+    pthread_mutex_unlock(&store->lock);
+    return err;
+}
+
+/* Caller holds the lock: take an entry out of the list. */
+static struct store_entry *take(struct store *store, struct store_entry **link)
+{
+    struct store_entry *entry = *link;
+
+    *link = entry->next;
+    store->n_regions--;
+    return entry;
+}
+
+/*
+ * Nobody can find the region any more.  It is killed before its clients are cut
+ * off, so that a client which is just being told of it can do nothing with it.
+ */
+static void dispose(struct store *store, struct store_entry *entry)
+{
+    region_kill(entry->region);
+    if (store->disconnect) {
+        store->disconnect(store->opaque, entry->region);
+    }
+    log_info("region %s is deleted", entry->name);
+    region_unref(entry->region);
+    explicit_bzero(entry, sizeof(*entry));
+    free(entry);
+}
+
+int store_delete(struct store *store, const char *name, const char *ticket, struct reason *reason)
+{
+    struct store_entry **link, *entry = NULL;
+
+    pthread_mutex_lock(&store->lock);
+    int err = find_checked(store, name, ticket, &link, reason);
+    if (!err) {
+        entry = take(store, link);
+    }
+    pthread_mutex_unlock(&store->lock);
+    if (entry) {
+        dispose(store, entry);
+    }
+    return err;
+}
+
+/* Delete all entries of @owner; all there are if @every. */
+static void delete_many(struct store *store, const void *owner, bool every)
+{
+    struct store_entry *gone = NULL;
+
+    pthread_mutex_lock(&store->lock);
+    struct store_entry **link = &store->entries;
+    while (*link) {
+        if (every || (*link)->owner == owner) {
+            struct store_entry *entry = take(store, link);
+            entry->next = gone;
+            gone = entry;
+        } else {
+            link = &(*link)->next;
+        }
+    }
+    pthread_mutex_unlock(&store->lock);
+    while (gone) {
+        struct store_entry *entry = gone;
+        gone = entry->next;
+        dispose(store, entry);
+    }
+}
+
+void store_delete_owned(struct store *store, const void *owner)
+{
+    delete_many(store, owner, false);
+}
+
+void store_destroy(struct store *store)
+{
+    delete_many(store, NULL, true);
+    quota_destroy(&store->quota);
+    pthread_mutex_destroy(&store->lock);
+}
+
+int store_open(struct store *store, const char *name, size_t length, struct region **region,
+               bool *strict)
+{
+    size_t suffix = strlen(STRICT);
+
+    *strict = length > suffix && memcmp(name + length - suffix, STRICT, suffix) == 0;
+    if (*strict) {
+        length -= suffix;
+    }
+    if (length == 0 || memchr(name, '\0', length)) {
+        return -ENOENT;
+    }
+    const char *dot = memchr(name, '.', length);
+    size_t name_length = dot ? (size_t)(dot - name) : length;
+    const char *ticket = dot ? dot + 1 : "";
+    size_t ticket_length = dot ? length - name_length - 1 : 0;
+    if (name_length == 0 || name_length > STORE_WORD_MAX || (dot && ticket_length == 0)) {
+        return -ENOENT;
+    }
+    pthread_mutex_lock(&store->lock);
+    struct store_entry *entry = *find(store, name, name_length);
+    bool found = entry && ticket_matches(entry, ticket, ticket_length);
+    if (found) {
+        *region = region_ref(entry->region);
+    }
+    pthread_mutex_unlock(&store->lock);
+    return found ? 0 : -ENOENT;
+}
+
+void store_each(struct store *store, void (*visit)(void *to, const struct store_entry *entry),
+                void *to)
+{
+    pthread_mutex_lock(&store->lock);
+    for (const struct store_entry *entry = store->entries; entry; entry = entry->next) {
+        visit(to, entry);
+    }
+    pthread_mutex_unlock(&store->lock);
+}
+
+unsigned store_count(struct store *store)
+{
+    pthread_mutex_lock(&store->lock);
+    unsigned n = store->n_regions;
+    pthread_mutex_unlock(&store->lock);
+    return n;
+}

@@ -1,0 +1,90 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * store.h - the regions of this host by name
+ *
+ * A name and a ticket are 1 to 128 of [A-Za-z0-9_-]; a region with a ticket
+ * is opened as NAME.TICKET only.  A region with an owner is transient: it goes
+ * when store_delete_owned() is called for the owner, unless it was kept.
+ */
+#ifndef SUBHOST_SERVER_STORE_H
+#define SUBHOST_SERVER_STORE_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/log.h"
+#include "subhost-server/quota.h"
+#include "subhost-server/region.h"
+
+#define STORE_WORD_MAX 128
+#define STORE_MAX_REGIONS 4096
+
+struct store_stats {
+    _Atomic uint64_t reads, writes, trims, read_bytes, write_bytes, errors, enospc;
+};
+
+/* A name for a region.  Guarded by store->lock. */
+struct store_entry {
+    struct store_entry *next;
+    struct region *region;
+    const void *owner; /* NULL: kept */
+    char name[STORE_WORD_MAX + 1];
+    char ticket[STORE_WORD_MAX + 1]; /* "": none */
+};
+
+struct store {
+    pthread_mutex_t lock;
+    struct quota quota;
+    struct store_entry *entries;
+    unsigned n_regions;
+    struct store_stats stats;
+    /* Cut off the clients of a region; called without the lock. */
+    void (*disconnect)(void *opaque, const struct region *region);
+    void *opaque;
+};
+
+/** store_init() - an empty store that lends @memory bytes */
+void store_init(struct store *store, uint64_t memory);
+
+/** store_destroy() - delete all regions */
+void store_destroy(struct store *store);
+
+struct store_request {
+    const char *name;
+    const char *ticket; /* NULL: none */
+    uint64_t size, reserve, limit;
+    const void *owner;
+};
+
+/** store_create() - Return: 0; -EINVAL, -EEXIST, -ENOSPC, -ENOMEM with a sentence in @reason */
+int store_create(struct store *store, const struct store_request *request, struct reason *reason);
+
+/** store_keep() - not transient any more; Return: 0; -ENOENT, -EACCES with a sentence in @reason */
+int store_keep(struct store *store, const char *name, const char *ticket, struct reason *reason);
+
+/** store_delete() - free a region now, cut off its clients; Return: as store_keep() */
+int store_delete(struct store *store, const char *name, const char *ticket, struct reason *reason);
+
+/** store_delete_owned() - delete the transient regions of @owner */
+void store_delete_owned(struct store *store, const void *owner);
+
+/**
+ * store_open() - find what a client means by NAME[.TICKET][/strict]
+ * @name: @length bytes, hostile
+ *
+ * Return: 0 and a reference in *@region; -ENOENT, also if the ticket is wrong.
+ */
+int store_open(struct store *store, const char *name, size_t length, struct region **region,
+               bool *strict);
+
+/** store_each() - call @visit for each region, with the lock held */
+void store_each(struct store *store, void (*visit)(void *to, const struct store_entry *entry),
+                void *to);
+
+/** store_count() - how many regions there are */
+unsigned store_count(struct store *store);
+
+#endif

@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "subhost-server/verbs.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "common/version.h"
+
+/* ---- arguments ---- */
+
+/* An argument no verb knows is a mistake worth telling. */
+static int check_known(const json_t *args, const char *const *known, struct reason *reason)
+{
+    const char *key;
+    json_t *value;
+
+    json_object_foreach((json_t *)(uintptr_t)args, key, value)
+    {
+        const char *const *name = known;
+        while (*name && strcmp(*name, key) != 0) {
+            name++;
+        }
+        if (!*name) {
+            return reason_set(reason, -EINVAL, "argument '%.64s' is not known", key);
+        }
+    }
+    return 0;
+}
+
+static int get_string(const json_t *args, const char *key, bool required, const char **value,
+                      struct reason *reason)
+{
+    const json_t *item = json_object_get(args, key);
+
+    *value = NULL;
+    if (!item && !required) {
+        return 0;
+    }
+    if (!json_is_string(item) || strlen(json_string_value(item)) != json_string_length(item)) {
+        return reason_set(reason, -EINVAL, "argument '%s' must be a string", key);
+    }
+    *value = json_string_value(item);
+    return 0;
+}
+
+static int get_bytes(const json_t *args, const char *key, const uint64_t *fallback,
+                     uint64_t *value, struct reason *reason)
+{
+    const json_t *item = json_object_get(args, key);
+
+    if (!item && fallback) {
+        *value = *fallback;
+        return 0;
+    }
+    if (!json_is_integer(item) || json_integer_value(item) < 0) {
+        return reason_set(reason, -EINVAL, "argument '%s' must be a number of bytes", key);
+    }
+    *value = (uint64_t)json_integer_value(item);
+    return 0;
+}
+
+/* ---- regions ---- */
+
+static json_t *region_create(void *opaque, struct control_peer *peer, const json_t *args, int *err,
+                             struct reason *reason)
+{
+    static const char *const known[] = {"name", "size", "reserve", "limit", "ticket", NULL};
+    struct server *server = opaque;
+    struct store_request request = {.owner = peer};
+    const uint64_t none = 0;
+
+    *err = check_known(args, known, reason);
+    if (!*err) {
+        *err = get_string(args, "name", true, &request.name, reason);
+    }
+    if (!*err) {
+        *err = get_string(args, "ticket", false, &request.ticket, reason);
+    }
+    if (!*err) {
+        *err = get_bytes(args, "size", NULL, &request.size, reason);
+    }
+    if (!*err) {
+        *err = get_bytes(args, "reserve", &none, &request.reserve, reason);
+    }
+    if (!*err) {
+        *err = get_bytes(args, "limit", &request.size, &request.limit, reason);
+    }
+    if (!*err) {
+        *err = store_create(&server->store, &request, reason);
+    }
+    if (*err) {
+        return NULL;
+    }
+    log_info("region %s is created: size %llu, reserve %llu, limit %llu bytes", request.name,
+             (unsigned long long)request.size, (unsigned long long)request.reserve,
+             (unsigned long long)request.limit);
+    const char *ticket = request.ticket ? request.ticket : "";
+    return json_pack("{s:o}", "export",
+                     json_sprintf("%s%s%s", request.name, *ticket ? "." : "", ticket));
+}
+
+typedef int (*named_operation)(struct store *store, const char *name, const char *ticket,
+                               struct reason *reason);
+
+static int with_name(struct server *server, const json_t *args, named_operation operation,
+                     struct reason *reason)
+{
+    static const char *const known[] = {"name", "ticket", NULL};
+    const char *name, *ticket;
+    int err = check_known(args, known, reason);
+
+    if (!err) {
+        err = get_string(args, "name", true, &name, reason);
+    }
+    if (!err) {
+        err = get_string(args, "ticket", false, &ticket, reason);
+    }
+    return err ? err : operation(&server->store, name, ticket, reason);
+}
+
+static json_t *region_keep(void *opaque, struct control_peer *peer, const json_t *args, int *err,
+                           struct reason *reason)
+{
+    (void)peer;
+    *err = with_name(opaque, args, store_keep, reason);
+    return NULL;
+}
+
+static json_t *region_delete(void *opaque, struct control_peer *peer, const json_t *args, int *err,
+                             struct reason *reason)
+{
+    (void)peer;
+    *err = with_name(opaque, args, store_delete, reason);
+    return NULL;
+}
+
+static void list_entry(void *to, const struct store_entry *entry)
+{
+    const struct quota_claim *claim = region_claim(entry->region);
+
+    json_array_append_new(
+        to, json_pack("{s:s, s:I, s:I, s:I, s:I, s:b, s:i}", "name", entry->name, "size",
+                      (json_int_t)region_size(entry->region), "reserve", (json_int_t)claim->reserve,
+                      "limit", (json_int_t)claim->limit, "stored",
+                      (json_int_t)atomic_load(&claim->stored), "transient", entry->owner != NULL,
+                      "connections", (int)region_clients(entry->region)));
+}
+
+static json_t *region_list(void *opaque, struct control_peer *peer, const json_t *args, int *err,
+                           struct reason *reason)
+{
+    static const char *const known[] = {NULL};
+    struct server *server = opaque;
+    json_t *list = NULL;
+
+    (void)peer;
+    *err = check_known(args, known, reason);
+    if (!*err) {
+        list = json_array();
+        store_each(&server->store, list_entry, list);
+    }
+    return list;
+}
+
+/* ---- the host ---- */
+
+static json_t *status_object(struct server *server)
+{
+    struct quota_status quota;
+    char text[ENDPOINT_TEXT_LEN];
+    json_t *data = json_array();
+
+    quota_status(&server->store.quota, &quota);
+    for (unsigned i = 0; i < server->n_data; i++) {
+        json_array_append_new(data, json_string(endpoint_format(&server->data[i], text)));
+    }
+    return json_pack("{s:s, s:o, s:I, s:I, s:I, s:I, s:i}", "version", SPLIT_MIGRATE_VERSION,
+                     "data", data, "memory", (json_int_t)quota.memory, "stored",
+                     (json_int_t)quota.stored, "reserved", (json_int_t)quota.reserved, "free",
+                     (json_int_t)quota.free, "regions", (int)store_count(&server->store));
+}
+
+static json_t *query_status(void *opaque, struct control_peer *peer, const json_t *args, int *err,
+                            struct reason *reason)
+{
+    static const char *const known[] = {NULL};
+
+    (void)peer;
+    *err = check_known(args, known, reason);
+    return *err ? NULL : status_object(opaque);
+}
+
+static json_t *stats(void *opaque, struct control_peer *peer, const json_t *args, int *err,
+                     struct reason *reason)
+{
+    static const char *const known[] = {NULL};
+    struct server *server = opaque;
+    struct store_stats *counters = &server->store.stats;
+
+    (void)peer;
+    *err = check_known(args, known, reason);
+    if (*err) {
+        return NULL;
+    }
+    const struct {
+        const char *name;
+        uint64_t value;
+    } rows[] = {
+        {"reads", atomic_load(&counters->reads)},
+        {"writes", atomic_load(&counters->writes)},
+        {"trims", atomic_load(&counters->trims)},
+        {"read_bytes", atomic_load(&counters->read_bytes)},
+        {"write_bytes", atomic_load(&counters->write_bytes)},
+        {"errors", atomic_load(&counters->errors)},
+        {"enospc", atomic_load(&counters->enospc)},
+        {"connections", server_connections(server)},
+    };
+    json_t *result = status_object(server);
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        json_object_set_new(result, rows[i].name, json_integer((json_int_t)rows[i].value));
+    }
+    return result;
+}
+
+/* A controller is gone: what it did not keep goes with it. */
+static void peer_gone(void *opaque, struct control_peer *peer)
+{
+    struct server *server = opaque;
+
+    store_delete_owned(&server->store, peer);
+}
+
+static const struct control_verb verbs[] = {
+    {"query-status", query_status},   {"region-create", region_create},
+    {"region-keep", region_keep},     {"region-delete", region_delete},
+    {"region-list", region_list},     {"stats", stats},
+    {NULL, NULL},
+};
+
+void verbs_config(struct control_config *config, struct server *server)
+{
+    *config = (struct control_config){
+        .program = "subhost-server",
+        .verbs = verbs,
+        .opaque = server,
+        .on_close = peer_gone,
+    };
+}
