@@ -81,5 +81,123 @@ $(B)/tests/tools/%: $(B)/tests/tools/%.o $(PROGRAM_LIBS) $(PREDICTOR_LIB) $(COMM
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^ $(LDLIBS) -linih -lm
 
+tools: all $(TEST_TOOLS)
+
+# ---- set-up ----
+
+DEPS_BUILD = gcc make libc6-dev pkg-config libjansson-dev libinih-dev
+DEPS_TEST = python3 libcmocka-dev libnbd-bin nbdkit qemu-utils fio cpio gzip procps ca-certificates \
+            busybox-static xz-utils apt-utils dpkg-dev clang libclang-rt-14-dev clang-tidy cppcheck \
+            shellcheck mandoc iproute2 kmod
+DEPS = $(DEPS_BUILD) $(DEPS_TEST)
+
+deps:  ## install the packages that are missing (as root; otherwise print the line)
+	@tests/deps $(DEPS)
+
+build-deps:
+	@tests/deps $(DEPS_BUILD)
+
+qemu:  ## build the patched QEMU (cached outside the checkout) and print its path
+	@qemu-patches/build.sh
+
+# ---- tests ----
+
+RUN = BUILD=$(B) tests/run
+INTEGRATION = $(wildcard tests/integration/test_*.py)
+E2E = $(wildcard tests/e2e/test_*.py)
+LAB = $(wildcard tests/lab/test_*.py)
+FUZZERS = $(patsubst tests/fuzz/%.c,$(B)-fuzz/%,$(wildcard tests/fuzz/fuzz_*.c))
+FUZZ_SECONDS ?= 60
+
+check: deps  ## all tests; closes with `N passed, N failed, N skipped`
+	@$(MAKE) --no-print-directory -j$$(nproc) tools
+	@$(MAKE) --no-print-directory -j$$(nproc) $(UNIT_TESTS) fuzzers
+	@$(MAKE) --no-print-directory -j$$(nproc) SAN=asan tools unit
+	@$(MAKE) --no-print-directory -j$$(nproc) SAN=tsan tools unit
+	@QEMU=$$(qemu-patches/build.sh) && export QEMU && $(RUN) --jobs 1 \
+	    tests/lint.sh $(UNIT_TESTS) $(INTEGRATION) tests/check_asan.sh tests/check_tsan.sh \
+	    $(wildcard tests/fuzz/test_*.sh) $(E2E) $(LAB)
+
+unit: $(UNIT_TESTS)
+
+check-unit: build-deps unit  ## unit tests only: seconds, no root
+	@$(RUN) --jobs 2 $(UNIT_TESTS)
+
+check-integration: deps  ## without QEMU: real daemons, a small process that plays the guest
+	@$(MAKE) --no-print-directory -j$$(nproc) tools
+	@$(RUN) $(if $(T),--filter $(T)) $(INTEGRATION)
+
+check-e2e: deps  ## on the patched QEMU, under TCG (T=word: only tests with that word)
+	@$(MAKE) --no-print-directory -j$$(nproc) tools
+	@QEMU=$$(qemu-patches/build.sh) && export QEMU && $(RUN) $(if $(T),--filter $(T)) $(E2E)
+
+check-lab: deps  ## in a virtual machine with real KVM
+	@$(MAKE) --no-print-directory -j$$(nproc) tools
+	@QEMU=$$(qemu-patches/build.sh) && export QEMU && $(RUN) $(if $(T),--filter $(T)) $(LAB)
+
+check-asan: deps  ## unit and integration tests under ASan and UBSan
+	@$(MAKE) --no-print-directory -j$$(nproc) SAN=asan tools unit
+	@BUILD=$(B)-asan tests/run $(patsubst $(B)/%,$(B)-asan/%,$(UNIT_TESTS)) $(INTEGRATION)
+
+check-tsan: deps  ## unit and integration tests under TSan
+	@$(MAKE) --no-print-directory -j$$(nproc) SAN=tsan tools unit
+	@BUILD=$(B)-tsan tests/run $(patsubst $(B)/%,$(B)-tsan/%,$(UNIT_TESTS)) $(INTEGRATION)
+
+lint: deps  ## clang-tidy, cppcheck, shellcheck, house rules
+	@bash tests/lint.sh
+
+# A fuzz target is linked with all our code, built by clang with libFuzzer and ASan.
+FUZZ_CFLAGS = $(CSTD) -O1 -g -D_GNU_SOURCE -I. -pthread -fsanitize=fuzzer-no-link,address,undefined \
+              -fno-sanitize-recover=undefined -Wall -Wextra
+FUZZ_SOURCES = $(foreach d,common predictor uffd-pager subhost-server,$(call sources,$(d)))
+FUZZ_OBJECTS = $(patsubst %.c,$(B)-fuzz/%.o,$(filter-out predictor/replay.c,$(FUZZ_SOURCES)))
+
+fuzzers: $(FUZZERS)
+
+$(B)-fuzz/%.o: %.c
+	$(call say,FUZZ,$<)
+	@mkdir -p $(@D)
+	$(Q)clang $(FUZZ_CFLAGS) -MMD -MP -c -o $@ $<
+
+$(B)-fuzz/libfuzz.a: $(FUZZ_OBJECTS)
+
+$(B)-fuzz/%: $(B)-fuzz/tests/fuzz/%.o $(B)-fuzz/libfuzz.a
+	$(call say,LD,$@)
+	$(Q)clang -fsanitize=fuzzer,address,undefined -pthread -o $@ $^ -ljansson -lm
+
+fuzz: deps  ## each fuzz target for FUZZ_SECONDS (60)
+	@$(MAKE) --no-print-directory -j$$(nproc) fuzzers
+	@BUILD=$(B) FUZZ_SECONDS=$(FUZZ_SECONDS) tests/run $(wildcard tests/fuzz/test_*.sh)
+
+# ---- the main job, and how fast it is ----
+
+demo: deps  ## split a live 2 GiB guest over a main host and two sub-hosts, and check every page
+	@$(MAKE) --no-print-directory -j$$(nproc) all
+	@QEMU=$$(qemu-patches/build.sh) && export QEMU && BUILD=$(B) /usr/bin/python3 tests/demo.py
+
+bench-migrate: deps  ## total time beside stock QEMU's pre-copy and multifd, and the floor
+	@$(MAKE) --no-print-directory -j$$(nproc) tools
+	@QEMU=$$(qemu-patches/build.sh) && export QEMU && BUILD=$(B) /usr/bin/python3 bench/migrate.py
+
+# ---- the rest ----
+
+PREFIX ?= /usr/local
+install: all  ## programs and man pages, under $(DESTDIR)$(PREFIX)
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/sbin \
+	    $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/man/man5 $(DESTDIR)$(PREFIX)/share/man/man8
+	install -m 755 $(B)/bin/split-migrate $(B)/bin/predictor-replay $(DESTDIR)$(PREFIX)/bin
+	install -m 755 $(B)/bin/uffd-pager $(B)/bin/subhost-server $(DESTDIR)$(PREFIX)/sbin
+	install -m 644 $(wildcard */*.1) $(DESTDIR)$(PREFIX)/share/man/man1
+	install -m 644 $(wildcard */*.5) $(DESTDIR)$(PREFIX)/share/man/man5
+	install -m 644 $(wildcard */*.8) $(DESTDIR)$(PREFIX)/share/man/man8
+
+clean:  ## remove the build folders (not the cache of QEMU)
+	rm -rf $(B) $(B)-asan $(B)-tsan $(B)-fuzz
+
+help:  ## print the targets
+	@sed -n 's/^\([a-z0-9-]*\):.*  ## \(.*\)/  \1\t\2/p' Makefile | expand -t 22
+
+.PHONY: all tools deps build-deps qemu check unit check-unit check-integration check-e2e check-lab \
+        check-asan check-tsan lint fuzz fuzzers demo bench-migrate install clean help
 .SECONDARY:
--include $(shell find $(B) -name '*.d' 2>/dev/null)
+-include $(shell find $(B) $(B)-fuzz -name '*.d' 2>/dev/null)
