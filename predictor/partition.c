@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * partition.c - which chunks go to the main host, and which sub-host every chunk belongs to
+ *
+ * 1. Hot: chunks by falling heat, those of equal heat in the seeded pseudo-random order, go to the
+ *    main host as long as they fit.  One that does not fit any more is passed over and smaller ones
+ *    after it may still go, so the main host ends up at most 511 pages short of full.
+ * 2. Cold: the rest, biggest first (the small ones fill the gaps), each to the sub-host whose filling
+ *    relative to its weight would be least, of those that have room for it.
+ * 3. Hot chunks get their sub-host, for the day they are paged out, by the same rule; where no room is
+ *    left, by weight alone, because nothing is stored there yet.
+ * 4. Empty chunks likewise, by count.  They are never hot: nothing in them was touched, and what
+ *    appears in them while the guest moves must not overrun the main host.
+ *
+ * A sub-host of weight 0 is taken only when no other has room.  Chunks are not cut, so a guest that
+ * leaves no slack anywhere may be refused although its pages, counted singly, would fit.
+ *
+ * Source: step 1 is S-memV's split by a histogram of 8-bit histories (sorting by counting finds the
+ * same threshold).  It takes ties in address order, which favours whatever the guest's kernel puts
+ * low in memory; it has one sub-host.
+ */
+#include <errno.h>
+#include <stdbool.h>
+#include <stdlib.h>
+
+#include "common/units.h"
+#include "predictor/policy.h"
+
+#define MAX_SUBHOSTS 127
+#define SORT_KEYS (CHUNK_PAGES + 1)
+
+struct split {
+    const struct predictor *predictor;
+    const struct predictor_partition *want;
+    uint8_t *out;
+    uint8_t *heat;   /* [n_chunks] as it was when the split began */
+    uint32_t *order; /* [n_chunks] the order of the step under way */
+    uint64_t room[MAX_SUBHOSTS];
+    uint64_t load[MAX_SUBHOSTS]; /* what weights apply to: pages, or chunks in step 4 */
+};
+
+/* Falling heat; ties keep the pseudo-random order. */
+static uint64_t key_heat(const struct split *split, uint64_t chunk)
+{
+    return UINT8_MAX - split->heat[chunk];
+}
+
+/* Falling size; ties keep the pseudo-random order. */
+static uint64_t key_size(const struct split *split, uint64_t chunk)
+{
+    uint64_t pages = split->want->present[chunk];
+
+    return pages < CHUNK_PAGES ? CHUNK_PAGES - pages : 0;
+}
+
+/* Sort the seeded order by a small key into split->order, by counting: stable, two passes. */
+static void split_sort(struct split *split, uint64_t (*key)(const struct split *, uint64_t))
+{
+    uint64_t n = split->predictor->n_chunks, start[SORT_KEYS] = {0}, at = 0;
+
+    for (uint64_t i = 0; i < n; i++) {
+        start[key(split, i)]++;
+    }
+    for (unsigned k = 0; k < SORT_KEYS; k++) {
+        uint64_t count = start[k];
+        start[k] = at;
+        at += count;
+    }
+    for (uint64_t i = 0; i < n; i++) {
+        uint32_t chunk = split->predictor->order[i];
+        split->order[start[key(split, chunk)]++] = chunk;
+    }
+}
+
+static void split_hot(struct split *split)
+{
+    uint64_t left = split->want->main_pages;
+
+    split_sort(split, key_heat);
+    for (uint64_t i = 0; i < split->predictor->n_chunks; i++) {
+        uint32_t chunk = split->order[i], pages = split->want->present[chunk];
+        split->out[chunk] = 0;
+        if (pages && pages <= left) {
+            split->out[chunk] = PREDICTOR_HOT;
+            left -= pages;
+        }
+    }
+}
+
+/* Whether sub-host @a, with @add more, is filled less relative to its weight than @b would be. */
+static bool less_filled(const struct split *split, unsigned a, unsigned b, uint64_t add)
+{
+    const uint32_t *weight = split->want->sub_weight;
+    unsigned __int128 weight_a = weight[a] ? weight[a] : 1, weight_b = weight[b] ? weight[b] : 1;
+
+    return (split->load[a] + add) * weight_b < (split->load[b] + add) * weight_a;
+}
+
+/* The sub-host for a chunk that needs @room there and counts @add. Return: -1 if none has room. */
+static int split_choose(const struct split *split, uint64_t room, uint64_t add)
+{
+    int best = -1;
+
+    for (unsigned i = 0; i < split->want->n_subhosts; i++) {
+        bool spare = !split->want->sub_weight[i];
+        bool best_spare = best >= 0 && !split->want->sub_weight[best];
+        if (split->room[i] < room) {
+            continue;
+        }
+        if (best < 0 || best_spare > spare ||
+            (best_spare == spare && less_filled(split, i, (unsigned)best, add))) {
+            best = (int)i;
+        }
+    }
+    return best;
+}
+
+/* Give the chunks with this flag, hot or cold, their sub-host.  Cold ones must fit. */
+static int split_place(struct split *split, uint8_t flag)
+{
+    for (uint64_t i = 0; i < split->predictor->n_chunks; i++) {
+        uint32_t chunk = split->order[i], pages = split->want->present[chunk];
+        if (!pages || (split->out[chunk] & PREDICTOR_HOT) != flag) {
+            continue;
+        }
+        int sub = split_choose(split, pages, pages);
+        if (sub < 0) {
+            if (!flag) {
+                return -ENOSPC;
+            }
+            sub = split_choose(split, 0, pages);
+        }
+        split->out[chunk] = (uint8_t)(flag | (unsigned)sub);
+        split->load[sub] += pages;
+        split->room[sub] -= split->room[sub] < pages ? split->room[sub] : pages;
+    }
+    return 0;
+}
+
+static void split_place_empty(struct split *split)
+{
+    for (unsigned i = 0; i < split->want->n_subhosts; i++) {
+        split->load[i] = 0;
+    }
+    for (uint64_t i = 0; i < split->predictor->n_chunks; i++) {
+        uint32_t chunk = split->order[i];
+        if (!split->want->present[chunk]) {
+            int sub = split_choose(split, 1, 1);
+            sub = sub < 0 ? split_choose(split, 0, 1) : sub;
+            split->out[chunk] = (uint8_t)sub;
+            split->load[sub]++;
+        }
+    }
+}
+
+int predictor_split(struct predictor *predictor, const struct predictor_partition *partition,
+                    uint8_t *out)
+{
+    struct split split = {.predictor = predictor, .want = partition, .out = out};
+    int err = -ENOMEM;
+
+    if (partition->n_subhosts < 1 || partition->n_subhosts > MAX_SUBHOSTS) {
+        return -EINVAL;
+    }
+    for (unsigned i = 0; i < partition->n_subhosts; i++) {
+        split.room[i] = partition->sub_pages[i];
+    }
+    split.heat = malloc(predictor->n_chunks + 1);
+    split.order = calloc(predictor->n_chunks + 1, sizeof(*split.order));
+    if (split.heat && split.order) {
+        predictor_export(predictor, split.heat);
+        split_hot(&split);
+        split_sort(&split, key_size);
+        err = split_place(&split, 0);
+        if (!err) {
+            err = split_place(&split, PREDICTOR_HOT);
+            split_place_empty(&split);
+        }
+    }
+    free(split.heat);
+    free(split.order);
+    return err;
+}
