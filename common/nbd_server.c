@@ -33,6 +33,7 @@
 #define KEEPALIVE_IDLE_S 30
 #define KEEPALIVE_INTERVAL_S 10
 #define KEEPALIVE_PROBES 3
+#define WARNING_INTERVAL_US 10000000
 #define RETRY_ACCEPT_MS 100 /* after an accept that failed for want of descriptors or memory */
 
 struct nbd_server {
@@ -44,6 +45,7 @@ struct nbd_server {
     pthread_cond_t empty; /* signalled when the last connection has gone */
     struct nbd_connection *connections;
     atomic_uint n_connections;
+    uint64_t next_warning_us; /* used by the acceptor only */
 };
 
 static void connection_enlist(struct nbd_server *server, struct nbd_connection *conn)
@@ -107,10 +109,21 @@ static int start_thread(void *(*run)(void *), void *arg)
     return -err;
 }
 
+/* Tell the operator, but do not let whoever knocks fill the log. */
+static void warn_full(struct nbd_server *server)
+{
+    uint64_t now = units_now_us();
+
+    if (now >= server->next_warning_us) {
+        log_warn("NBD connection refused: there are %u already", server->config.max_connections);
+        server->next_warning_us = now + WARNING_INTERVAL_US;
+    }
+}
+
 static void admit(struct nbd_server *server, int fd)
 {
     if (atomic_load(&server->n_connections) >= server->config.max_connections) {
-        log_warn("NBD connection refused: there are %u already", server->config.max_connections);
+        warn_full(server);
         close(fd);
         return;
     }

@@ -63,6 +63,15 @@ static inline bool slice_next(struct chunk *chunks, uint64_t *page, uint64_t end
     return true;
 }
 
+static inline struct slice slice_of_page(struct chunk *chunks, uint64_t page)
+{
+    unsigned first = (unsigned)(page % CHUNK_PAGES);
+    uint64_t index = page / CHUNK_PAGES;
+
+    return (struct slice){
+        .chunk = &chunks[index], .index = index, .first = first, .end = first + 1};
+}
+
 /* The bits of word @w that pages [first, end) cover. */
 static inline uint64_t word_mask(unsigned w, unsigned first, unsigned end)
 {

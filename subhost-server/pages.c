@@ -359,10 +359,7 @@ static int clear_pages(struct region *region, uint64_t page, uint64_t end, bool 
 /* Zero bytes [offset, offset + length) of one page, which exists then. */
 static int zero_part(struct region *region, uint64_t offset, uint64_t length)
 {
-    uint64_t page = offset / PAGE_BYTES;
-    struct slice slice;
-
-    slice_next(region->chunks, &page, page + 1, &slice);
+    struct slice slice = slice_of_page(region->chunks, offset / PAGE_BYTES);
     pthread_mutex_t *lock = slice_lock(region, &slice);
     int err = atomic_load_explicit(&region->dead, memory_order_relaxed) ? -ESHUTDOWN : 0;
     if (!err && get_bit(slice.chunk->stored, slice.first)) {
