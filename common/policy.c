@@ -1,0 +1,604 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * policy.c - read and check a policy
+ *
+ * libinih splits lines into keys and values.  It gives no line numbers, stays
+ * silent about sections without keys, folds indented lines and cuts long ones,
+ * so the reader we hand to it looks at each line first: what it passes on is
+ * one whole line without indentation, and errors come in the file's order.
+ */
+#include "common/policy.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <ini.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum policy_type { POLICY_SIZE, POLICY_MARK, POLICY_NUMBER, POLICY_URI, POLICY_PREDICTOR };
+
+struct policy_key {
+    const char *section;
+    const char *name;
+    enum policy_type type;
+    size_t offset; /* in struct policy, or in struct policy_subhost */
+    uint64_t least;
+    uint64_t most;
+    bool power_of_two;
+};
+
+#define MAIN(field) offsetof(struct policy, field)
+#define SUBHOST(field) offsetof(struct policy_subhost, field)
+#define POLICY_SUBHOST "subhost"
+
+static const struct policy_key policy_keys[] = {
+    {"main", "budget", POLICY_SIZE, MAIN(budget), POLICY_MIN_BUDGET, INT64_MAX, false},
+    {"main", "low-watermark", POLICY_MARK, MAIN(low_watermark), 1, INT64_MAX, false},
+    {"main", "high-watermark", POLICY_MARK, MAIN(high_watermark), 1, INT64_MAX, false},
+    {POLICY_SUBHOST, "uri", POLICY_URI, SUBHOST(control), 0, 0, false},
+    {POLICY_SUBHOST, "memory", POLICY_SIZE, SUBHOST(memory), CHUNK_BYTES, INT64_MAX, false},
+    {POLICY_SUBHOST, "weight", POLICY_NUMBER, SUBHOST(weight), 0, 1000, false},
+    {"pages", "granule", POLICY_SIZE, MAIN(granule), PAGE_BYTES, CHUNK_BYTES, true},
+    {"pages", "prefetch", POLICY_NUMBER, MAIN(prefetch), 0, 512, false},
+    {"predictor", "policy", POLICY_PREDICTOR, MAIN(predictor), 0, 0, false},
+    {"predictor", "profile-seconds", POLICY_NUMBER, MAIN(profile_seconds), 0, 3600, false},
+    {"predictor", "period-ms", POLICY_NUMBER, MAIN(period_ms), 10, 3600000, false},
+    {"migration", "bandwidth", POLICY_SIZE, MAIN(bandwidth), 0, INT64_MAX, false},
+    {"migration", "downtime", POLICY_NUMBER, MAIN(downtime_ms), 1, 2000000, false},
+    {"migration", "connections", POLICY_NUMBER, MAIN(connections), 1, 16, false},
+    {"migration", "timeout", POLICY_NUMBER, MAIN(timeout_s), 0, 604800, false},
+};
+
+#define POLICY_N_KEYS (sizeof(policy_keys) / sizeof(policy_keys[0]))
+_Static_assert(POLICY_N_KEYS <= POLICY_MAX_KEYS, "struct policy has a line for each key");
+
+/* What the reader and the handler share while one file is read. */
+struct policy_parser {
+    struct policy *policy;
+    struct reason *reason;
+    FILE *file;
+    unsigned line;
+    char section[POLICY_NAME_LEN]; /* "" before the first header */
+    struct policy_subhost *subhost;
+    bool failed;
+};
+
+void policy_init(struct policy *policy, const char *const *predictors)
+{
+    memset(policy, 0, sizeof(*policy));
+    policy->predictors = predictors;
+    policy->low_watermark = (struct policy_mark){.value = 88, .percent = true};
+    policy->high_watermark = (struct policy_mark){.value = 94, .percent = true};
+    policy->granule = 64 * KIB;
+    policy->prefetch = 8;
+    snprintf(policy->predictor, sizeof(policy->predictor), "%s", predictors[0]);
+    policy->profile_seconds = 5;
+    policy->period_ms = 1000;
+    policy->downtime_ms = 300;
+    policy->connections = 2;
+}
+
+uint64_t policy_mark_bytes(const struct policy *policy, const struct policy_mark *mark)
+{
+    return mark->percent
+               ? (uint64_t)((unsigned __int128)policy->budget * mark->value / 100)
+               : mark->value;
+}
+
+/* ---- values ---- */
+
+static int policy_parse_number(const struct policy_key *key, const char *value, uint64_t *to,
+                               struct reason *reason)
+{
+    char *end;
+
+    errno = 0;
+    unsigned long long n = strtoull(value, &end, 10);
+    if (!isdigit((unsigned char)*value) || *end || errno || n < key->least || n > key->most) {
+        return reason_set(reason, -EINVAL,
+                          "%s '%.64s' is out of range: it must be a whole number from %llu to %llu",
+                          key->name, value, (unsigned long long)key->least,
+                          (unsigned long long)key->most);
+    }
+    *to = n;
+    return 0;
+}
+
+static int policy_parse_size(const struct policy_key *key, const char *value, uint64_t *to,
+                             struct reason *reason)
+{
+    char least[32];
+    char most[32];
+    uint64_t bytes;
+
+    int err = units_parse_size(value, MIB, &bytes);
+    if (err == -ERANGE || (!err && bytes > INT64_MAX)) {
+        return reason_set(reason, -EINVAL, "%s '%.64s' is too large for a size", key->name, value);
+    }
+    if (err) {
+        return reason_set(reason, -EINVAL,
+                          "%s '%.64s' is not a size: it must be a whole number with or without a "
+                          "unit (KiB, MiB, GiB, TiB; MiB if there is none)",
+                          key->name, value);
+    }
+    if (bytes < key->least) {
+        return reason_set(reason, -EINVAL, "%s '%.64s' is too small: it must be at least %s",
+                          key->name, value,
+                          units_format_size(key->least, least, sizeof(least)));
+    }
+    if (bytes > key->most || (key->power_of_two && bytes & (bytes - 1))) {
+        return reason_set(reason, -EINVAL, "%s '%.64s' must be %s from %s to %s", key->name, value,
+                          key->power_of_two ? "a power of two" : "a size",
+                          units_format_size(key->least, least, sizeof(least)),
+                          units_format_size(key->most, most, sizeof(most)));
+    }
+    *to = bytes;
+    return 0;
+}
+
+static int policy_parse_mark(const struct policy_key *key, const char *value,
+                             struct policy_mark *mark, struct reason *reason)
+{
+    size_t length = strlen(value);
+    char *end;
+
+    if (length == 0 || value[length - 1] != '%') {
+        mark->percent = false;
+        return policy_parse_size(key, value, &mark->value, reason);
+    }
+    unsigned long long percent = strtoull(value, &end, 10);
+    while (isspace((unsigned char)*end)) {
+        end++;
+    }
+    if (!isdigit((unsigned char)*value) || end != value + length - 1 || percent < 1 ||
+        percent > 100) {
+        return reason_set(reason, -EINVAL,
+                          "%s '%.64s' must be 1%% to 100%% of the budget, or a size", key->name,
+                          value);
+    }
+    mark->percent = true;
+    mark->value = percent;
+    return 0;
+}
+
+static int policy_parse_predictor(struct policy *policy, const char *value, struct reason *reason)
+{
+    char known[128] = "";
+
+    for (const char *const *name = policy->predictors; *name; name++) {
+        if (strcmp(*name, value) == 0) {
+            snprintf(policy->predictor, sizeof(policy->predictor), "%s", value);
+            return 0;
+        }
+        size_t used = strlen(known);
+        snprintf(known + used, sizeof(known) - used, "%s%s", used ? ", " : "", *name);
+    }
+    return reason_set(reason, -EINVAL, "policy '%.64s' is not known: it must be one of %s", value,
+                      known);
+}
+
+int policy_parse_uri(const char *uri, struct endpoint *endpoint, struct reason *reason)
+{
+    static const char scheme[] = "subhost://";
+    const char *rest = uri + strlen(scheme);
+    char text[ENDPOINT_TEXT_LEN];
+
+    if (strncmp(uri, scheme, strlen(scheme)) != 0) {
+        return reason_set(reason, -EINVAL,
+                          "uri '%.100s' must be subhost://HOST[:PORT] or subhost:///PATH", uri);
+    }
+    if (*rest == '/') {
+        snprintf(text, sizeof(text), "unix:%s", rest);
+        return endpoint_parse(text, endpoint, reason);
+    }
+    if (!*rest || *rest == ':' || strpbrk(rest, "/?#@")) {
+        return reason_set(reason, -EINVAL,
+                          "uri '%.100s' must name a host, and nothing but a port after it", uri);
+    }
+    const char *bracket = strchr(rest, ']');
+    bool has_port = strchr(bracket ? bracket : rest, ':') != NULL;
+    if (has_port) {
+        snprintf(text, sizeof(text), "tcp:%s", rest);
+    } else {
+        snprintf(text, sizeof(text), "tcp:%s:%d", rest, POLICY_SUBHOST_PORT);
+    }
+    int err = endpoint_parse(text, endpoint, reason);
+    if (!err && endpoint->port == 0) {
+        err = reason_set(reason, -EINVAL, "uri '%.100s' must have a port from 1 to 65535", uri);
+    }
+    return err;
+}
+
+static int policy_set_uri(struct policy *policy, struct policy_subhost *subhost, const char *value,
+                          struct reason *reason)
+{
+    struct endpoint endpoint;
+    char ours[ENDPOINT_TEXT_LEN];
+    char theirs[ENDPOINT_TEXT_LEN];
+
+    int err = policy_parse_uri(value, &endpoint, reason);
+    if (err) {
+        return err;
+    }
+    endpoint_format(&endpoint, ours);
+    for (unsigned i = 0; i < policy->n_subhosts; i++) {
+        const struct policy_subhost *other = &policy->subhost[i];
+        if (other->control.host[0] && strcmp(endpoint_format(&other->control, theirs), ours) == 0) {
+            return reason_set(reason, -EINVAL,
+                              "uri '%.100s' is sub-host '%s' already, of line %u: each sub-host "
+                              "must be listed once",
+                              value, other->name, other->line);
+        }
+    }
+    subhost->control = endpoint;
+    return 0;
+}
+
+static int policy_set(struct policy *policy, struct policy_subhost *subhost,
+                      const struct policy_key *key, const char *value, struct reason *reason)
+{
+    void *to = (char *)(subhost ? (void *)subhost : (void *)policy) + key->offset;
+
+    switch (key->type) {
+    case POLICY_SIZE:
+        return policy_parse_size(key, value, to, reason);
+    case POLICY_MARK:
+        return policy_parse_mark(key, value, to, reason);
+    case POLICY_NUMBER:
+        return policy_parse_number(key, value, to, reason);
+    case POLICY_PREDICTOR:
+        return policy_parse_predictor(policy, value, reason);
+    case POLICY_URI:
+        return policy_set_uri(policy, subhost, value, reason);
+    }
+    return -EINVAL;
+}
+
+/* ---- the file ---- */
+
+/* Put "FILE:LINE: " before the sentence; the first error of a file is the one that counts. */
+static int policy_fail(struct policy_parser *parser, const struct reason *why)
+{
+    if (!parser->failed) {
+        parser->failed = true;
+        reason_set(parser->reason, -EINVAL, "%.80s:%u: %s", parser->policy->file, parser->line,
+                   why->text);
+    }
+    return -EINVAL;
+}
+
+#define policy_refuse(parser, ...)                                                                 \
+    do {                                                                                           \
+        struct reason why_;                                                                        \
+        reason_set(&why_, -EINVAL, __VA_ARGS__);                                                   \
+        policy_fail(parser, &why_);                                                                \
+    } while (0)
+
+static void policy_section_names(char *text, size_t size)
+{
+    const char *last = "";
+
+    text[0] = '\0';
+    for (size_t i = 0; i < POLICY_N_KEYS; i++) {
+        if (strcmp(policy_keys[i].section, last) != 0) {
+            size_t used = strlen(text);
+            last = policy_keys[i].section;
+            snprintf(text + used, size - used, "%s[%s%s]", used ? ", " : "", last,
+                     strcmp(last, POLICY_SUBHOST) == 0 ? " NAME" : "");
+        }
+    }
+}
+
+static void policy_key_names(const char *section, char *text, size_t size)
+{
+    text[0] = '\0';
+    for (size_t i = 0; i < POLICY_N_KEYS; i++) {
+        if (strcmp(policy_keys[i].section, section) == 0) {
+            size_t used = strlen(text);
+            snprintf(text + used, size - used, "%s%s", used ? ", " : "", policy_keys[i].name);
+        }
+    }
+}
+
+static bool policy_name_good(const char *name)
+{
+    size_t length = strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+                                 "0123456789._-");
+
+    return length > 0 && !name[length] && length < POLICY_NAME_LEN;
+}
+
+static void policy_new_subhost(struct policy_parser *parser, const char *name)
+{
+    struct policy *policy = parser->policy;
+
+    if (!policy_name_good(name)) {
+        policy_refuse(parser,
+                      "section [subhost %.64s] must have a name of letters, digits, '.', '_' and "
+                      "'-', at most %d of them",
+                      name, POLICY_NAME_LEN - 1);
+        return;
+    }
+    for (unsigned i = 0; i < policy->n_subhosts; i++) {
+        if (strcmp(policy->subhost[i].name, name) == 0) {
+            policy_refuse(parser,
+                          "section [subhost %s] is there twice, first in line %u: names must "
+                          "differ",
+                          name, policy->subhost[i].line);
+            return;
+        }
+    }
+    if (policy->n_subhosts == PAGEMAP_MAX_SUBHOSTS) {
+        policy_refuse(parser, "there are too many sub-hosts: at most %u are possible",
+                      PAGEMAP_MAX_SUBHOSTS);
+        return;
+    }
+    parser->subhost = &policy->subhost[policy->n_subhosts++];
+    memset(parser->subhost, 0, sizeof(*parser->subhost));
+    snprintf(parser->subhost->name, sizeof(parser->subhost->name), "%s", name);
+    parser->subhost->line = parser->line;
+    parser->subhost->weight = 1;
+}
+
+/* @text: what stands between the brackets, without blanks at its ends */
+static void policy_section(struct policy_parser *parser, char *text)
+{
+    size_t length = strcspn(text, " \t");
+    char *name = text + length + strspn(text + length, " \t");
+    bool is_subhost = length == strlen(POLICY_SUBHOST) &&
+                      strncmp(text, POLICY_SUBHOST, length) == 0;
+
+    parser->subhost = NULL;
+    if (is_subhost) {
+        snprintf(parser->section, sizeof(parser->section), "%s", POLICY_SUBHOST);
+        policy_new_subhost(parser, name);
+        return;
+    }
+    for (size_t i = 0; i < POLICY_N_KEYS; i++) {
+        if (strcmp(policy_keys[i].section, text) == 0) {
+            snprintf(parser->section, sizeof(parser->section), "%s", text);
+            return;
+        }
+    }
+    char known[128];
+    policy_section_names(known, sizeof(known));
+    policy_refuse(parser, "section [%.64s] is not known: there are %s", text, known);
+}
+
+/* Look at one line. false: do not go on. */
+static bool policy_line(struct policy_parser *parser, char *line)
+{
+    char *comment = strstr(line, " ;");
+
+    if (!*line || *line == ';' || *line == '#') {
+        return true;
+    }
+    if (*line != '[') {
+        if (!strchr(line, '=')) {
+            policy_refuse(parser, "'%.64s' is no setting: a line must be 'key = value', [section] "
+                                  "or a comment after '#'",
+                          line);
+        }
+        return !parser->failed;
+    }
+    char text[256];
+    snprintf(text, sizeof(text), "%.*s", comment ? (int)(comment - line) : 255, line);
+    size_t length = strlen(text);
+    while (length && isspace((unsigned char)text[length - 1])) {
+        text[--length] = '\0';
+    }
+    if (length < 2 || text[length - 1] != ']') {
+        policy_refuse(parser, "'%.64s' is no section: ']' must end it", line);
+        return false;
+    }
+    do {
+        text[--length] = '\0';
+    } while (length > 1 && isspace((unsigned char)text[length - 1]));
+    policy_section(parser, text + 1 + strspn(text + 1, " \t"));
+    return !parser->failed;
+}
+
+static char *policy_read(char *buffer, int size, void *opaque)
+{
+    struct policy_parser *parser = opaque;
+    char *text = NULL;
+    size_t room = 0;
+
+    ssize_t length = parser->failed ? -1 : getline(&text, &room, parser->file);
+    if (length < 0) {
+        free(text);
+        return NULL;
+    }
+    parser->line++;
+    char *start = text;
+    if (parser->line == 1 && strncmp(start, "\xef\xbb\xbf", 3) == 0) {
+        start += 3;
+    }
+    start += strspn(start, " \t");
+    start[strcspn(start, "\r\n")] = '\0';
+    bool good = false;
+    if (strlen(text) + 2 < (size_t)length) {
+        policy_refuse(parser, "the line holds a NUL byte: a policy is a text file");
+    } else if (strlen(start) + 3 > (size_t)size) {
+        policy_refuse(parser, "the line is too long: it must have at most %d characters", size - 3);
+    } else {
+        good = policy_line(parser, start);
+    }
+    if (good) {
+        snprintf(buffer, (size_t)size, "%s\n", start);
+    }
+    free(text);
+    return good ? buffer : NULL;
+}
+
+static int policy_handle(void *opaque, const char *section, const char *name, const char *value)
+{
+    struct policy_parser *parser = opaque;
+    struct reason why;
+    char known[256];
+
+    (void)section; /* cut at 50 characters there */
+    if (!parser->section[0]) {
+        policy_refuse(parser, "key '%.64s' stands before the first [section]", name);
+        return 0;
+    }
+    for (size_t i = 0; i < POLICY_N_KEYS; i++) {
+        const struct policy_key *key = &policy_keys[i];
+        if (strcmp(key->section, parser->section) != 0 || strcmp(key->name, name) != 0) {
+            continue;
+        }
+        unsigned *line = parser->subhost ? &parser->subhost->key_line[i]
+                                         : &parser->policy->key_line[i];
+        if (*line) {
+            policy_refuse(parser, "%s is set twice, first in line %u", name, *line);
+            return 0;
+        }
+        *line = parser->line;
+        if (policy_set(parser->policy, parser->subhost, key, value, &why) < 0) {
+            policy_fail(parser, &why);
+            return 0;
+        }
+        return 1;
+    }
+    policy_key_names(parser->section, known, sizeof(known));
+    policy_refuse(parser, "key '%.40s' is not known in [%s]: there are %s", name, parser->section,
+                  known);
+    return 0;
+}
+
+int policy_load(struct policy *policy, const char *file, struct reason *reason)
+{
+    struct policy_parser parser = {.policy = policy, .reason = reason};
+
+    snprintf(policy->file, sizeof(policy->file), "%s", file);
+    parser.file = fopen(file, "re");
+    if (!parser.file) {
+        return reason_set(reason, -errno, "policy file '%.150s' cannot be read: %s", file,
+                          strerror(errno));
+    }
+    int err = ini_parse_stream(policy_read, &parser, policy_handle, &parser);
+    bool broken = ferror(parser.file);
+    fclose(parser.file);
+    if (parser.failed) {
+        return -EINVAL;
+    }
+    if (broken || err) {
+        return reason_set(reason, -EIO, "policy file '%.150s' cannot be read to its end", file);
+    }
+    return 0;
+}
+
+/* ---- options, and the whole ---- */
+
+static const struct policy_key *policy_option(const char *name)
+{
+    for (size_t i = 0; i < POLICY_N_KEYS; i++) {
+        if (strcmp(policy_keys[i].section, POLICY_SUBHOST) != 0 &&
+            strcmp(policy_keys[i].name, name) == 0) {
+            return &policy_keys[i];
+        }
+    }
+    return NULL;
+}
+
+bool policy_has_option(const char *name)
+{
+    return policy_option(name) != NULL;
+}
+
+int policy_set_option(struct policy *policy, const char *name, const char *value,
+                      struct reason *reason)
+{
+    const struct policy_key *key = policy_option(name);
+    struct reason why;
+
+    if (!key) {
+        return reason_set(reason, -EINVAL, "--%s: there is no such setting", name);
+    }
+    policy->key_line[key - policy_keys] = 0;
+    int err = policy_set(policy, NULL, key, value, &why);
+    return err ? reason_set(reason, err, "--%s: %s", name, why.text) : 0;
+}
+
+/* The place of a key that was set in the file, for the start of a sentence. */
+static const char *policy_place(const struct policy *policy, const char *name, char *text,
+                                size_t size)
+{
+    const struct policy_key *key = policy_option(name);
+    unsigned line = key ? policy->key_line[key - policy_keys] : 0;
+
+    if (line) {
+        snprintf(text, size, "%.80s:%u: ", policy->file, line);
+    } else if (policy->file[0]) {
+        snprintf(text, size, "%.80s: ", policy->file);
+    } else {
+        text[0] = '\0';
+    }
+    return text;
+}
+
+static int policy_check_marks(const struct policy *policy, struct reason *reason)
+{
+    uint64_t low = policy_mark_bytes(policy, &policy->low_watermark);
+    uint64_t high = policy_mark_bytes(policy, &policy->high_watermark);
+    char place[128];
+    char a[32];
+    char b[32];
+
+    if (high > policy->budget) {
+        return reason_set(reason, -EINVAL,
+                          "%shigh-watermark (%s) must not be above the budget (%s)",
+                          policy_place(policy, "high-watermark", place, sizeof(place)),
+                          units_format_size(high, a, sizeof(a)),
+                          units_format_size(policy->budget, b, sizeof(b)));
+    }
+    if (low > high) {
+        return reason_set(reason, -EINVAL,
+                          "%slow-watermark (%s) must not be above high-watermark (%s)",
+                          policy_place(policy, "low-watermark", place, sizeof(place)),
+                          units_format_size(low, a, sizeof(a)),
+                          units_format_size(high, b, sizeof(b)));
+    }
+    return 0;
+}
+
+int policy_check(const struct policy *policy, struct reason *reason)
+{
+    uint64_t weights = 0;
+    char place[128];
+
+    if (policy->budget == 0) {
+        return reason_set(reason, -EINVAL,
+                          "%sbudget is missing: section [main] must say how much memory the guest "
+                          "may have on the main host",
+                          policy_place(policy, "budget", place, sizeof(place)));
+    }
+    int err = policy_check_marks(policy, reason);
+    if (err) {
+        return err;
+    }
+    if (policy->n_subhosts == 0) {
+        return reason_set(reason, -EINVAL,
+                          "%sthere is no sub-host: at least one section [subhost NAME] with a uri "
+                          "must be there",
+                          policy_place(policy, "", place, sizeof(place)));
+    }
+    for (unsigned i = 0; i < policy->n_subhosts; i++) {
+        const struct policy_subhost *subhost = &policy->subhost[i];
+        if (!subhost->control.host[0]) {
+            return reason_set(reason, -EINVAL,
+                              "%.80s:%u: [subhost %s] has no uri: it must have "
+                              "uri = subhost://HOST[:PORT]",
+                              policy->file, subhost->line, subhost->name);
+        }
+        weights += subhost->weight;
+    }
+    if (weights == 0) {
+        return reason_set(reason, -EINVAL,
+                          "%.80s:%u: every sub-host's weight is 0: at least one must be above 0",
+                          policy->file, policy->subhost[0].line);
+    }
+    return 0;
+}

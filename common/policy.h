@@ -1,0 +1,99 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * policy.h - the policy file: how a guest is divided, and how it is moved
+ *
+ * An INI file, described in split-migrate-policy(5).  Sections, keys, types,
+ * defaults and ranges are one table (policy.c); a long option of a command
+ * that has a key's name takes the same values, through the same parser.
+ */
+#ifndef COMMON_POLICY_H
+#define COMMON_POLICY_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/endpoint.h"
+#include "common/log.h"
+#include "common/pagemap.h"
+
+#define POLICY_SUBHOST_PORT 10810
+#define POLICY_MIN_BUDGET (16 * MIB)
+#define POLICY_NAME_LEN 64
+#define POLICY_MAX_KEYS 24
+
+/* A watermark: bytes, or percent of the budget. */
+struct policy_mark {
+    uint64_t value;
+    bool percent;
+};
+
+struct policy_subhost {
+    char name[POLICY_NAME_LEN];
+    struct endpoint control;
+    uint64_t memory; /* most it may store for one guest; 0: what it has free */
+    uint64_t weight;
+    unsigned line;                     /* of the section's header */
+    unsigned key_line[POLICY_MAX_KEYS]; /* where each key was set; 0: it was not */
+};
+
+struct policy {
+    char file[256]; /* "" if there was none */
+    const char *const *predictors;
+
+    uint64_t budget; /* resident bytes on the main host */
+    struct policy_mark low_watermark;
+    struct policy_mark high_watermark;
+
+    uint64_t granule;
+    uint64_t prefetch;
+
+    char predictor[32];
+    uint64_t profile_seconds;
+    uint64_t period_ms;
+
+    uint64_t bandwidth; /* bytes/s; 0: no limit */
+    uint64_t downtime_ms;
+    uint64_t connections;
+    uint64_t timeout_s; /* 0: none */
+
+    unsigned n_subhosts;
+    struct policy_subhost subhost[PAGEMAP_MAX_SUBHOSTS];
+    unsigned key_line[POLICY_MAX_KEYS];
+};
+
+/**
+ * policy_init() - defaults
+ * @predictors: names the `policy` key may have, NULL-terminated, the first is the default;
+ *              kept by reference
+ */
+void policy_init(struct policy *policy, const char *const *predictors);
+
+/**
+ * policy_load() - read a file over what @policy holds
+ * Return: 0, or -errno with "FILE:LINE: sentence" (or "FILE: sentence") in @reason.
+ */
+int policy_load(struct policy *policy, const char *file, struct reason *reason);
+
+/** policy_has_option() - true if a key outside [subhost] has this name */
+bool policy_has_option(const char *name);
+
+/**
+ * policy_set_option() - set a key from the command line's option of the same name
+ * Return: 0, or -EINVAL with "--NAME: sentence" in @reason.
+ */
+int policy_set_option(struct policy *policy, const char *name, const char *value,
+                      struct reason *reason);
+
+/**
+ * policy_check() - required keys, and keys that must agree with each other
+ * Call it once, after the file and the options.  Return: 0, or -EINVAL with a sentence in @reason.
+ */
+int policy_check(const struct policy *policy, struct reason *reason);
+
+/** policy_mark_bytes() - a watermark in bytes */
+uint64_t policy_mark_bytes(const struct policy *policy, const struct policy_mark *mark);
+
+/** policy_parse_uri() - subhost://HOST[:PORT] or subhost:///PATH. Return: 0 or -EINVAL, @reason. */
+int policy_parse_uri(const char *uri, struct endpoint *endpoint, struct reason *reason);
+
+#endif
