@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * mover_connect.c - open the exports, each stream its own, all at the same time
+ *
+ * "Connecting" in mover_internal.h says why the main host's come later.
+ */
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <unistd.h>
+
+#include "uffd-pager/mover_internal.h"
+
+static int connect_failed(struct mover_stream *stream, int err, const struct reason *reason)
+{
+    return mover_fail(stream->mover, err, "%s cannot be used: %s", stream->target->title,
+                      reason->text);
+}
+
+bool mover_stopped(struct mover *mover)
+{
+    pthread_mutex_lock(&mover->lock);
+    bool stop = mover->stop || mover->failed;
+    pthread_mutex_unlock(&mover->lock);
+    return stop;
+}
+
+static void connect_ready(struct mover_stream *stream)
+{
+    struct mover *mover = stream->mover;
+
+    pthread_mutex_lock(&mover->lock);
+    stream->ready = true;
+    mover->n_ready++;
+    pthread_mutex_unlock(&mover->lock);
+    mover_notify(mover);
+}
+
+static int connect_export(struct mover_stream *stream, int timeout_ms)
+{
+    struct mover *mover = stream->mover;
+    struct mover_target *target = stream->target;
+    struct reason reason = {""};
+
+    int err = nbd_client_connect(&stream->client, &target->endpoint, target->export_name,
+                                 timeout_ms, &reason);
+    if (err) {
+        stream->client.fd = -1;
+    } else if (stream->client.size < mover->layout.flat_size) {
+        err = reason_set(&reason, -EINVAL, "its export is smaller than the guest's RAM");
+    }
+    if (err) {
+        return connect_failed(stream, err, &reason);
+    }
+    pthread_mutex_lock(&mover->lock);
+    stream->connected = true;
+    pthread_mutex_unlock(&mover->lock);
+    return 0;
+}
+
+static int connect_map(struct mover_stream *stream)
+{
+    struct mover *mover = stream->mover;
+    struct mover_target *target = stream->target;
+    char name[sizeof(target->export_name) + 8];
+    struct reason reason = {""};
+
+    snprintf(name, sizeof(name), "%s/map", target->export_name);
+    int err = nbd_client_connect(&mover->map, &target->endpoint, name, MOVER_CONNECT_TIMEOUT_MS,
+                                 &reason);
+    if (err) {
+        mover->map.fd = -1;
+        return connect_failed(stream, err, &reason);
+    }
+    nbd_client_set_timeout(&mover->map, MOVER_STALL_TIMEOUT_MS);
+    pthread_mutex_lock(&mover->lock);
+    mover->map_connected = true;
+    pthread_mutex_unlock(&mover->lock);
+    mover_notify(mover);
+    return 0;
+}
+
+/* Does the main host answer at all?  Then wait until its exports are wanted. */
+static int connect_main(struct mover_stream *stream)
+{
+    struct mover *mover = stream->mover;
+    struct pollfd pfd = {.fd = stream->wake, .events = POLLIN};
+    struct reason reason = {""};
+    bool wanted = false;
+
+    int fd = endpoint_connect(&stream->target->endpoint, MOVER_CONNECT_TIMEOUT_MS, &reason);
+    if (fd < 0) {
+        return connect_failed(stream, fd, &reason);
+    }
+    close(fd);
+    connect_ready(stream);
+    while (!wanted && !mover_stopped(mover)) {
+        poll(&pfd, 1, -1);
+        pthread_mutex_lock(&mover->lock);
+        wanted = mover->main_wanted;
+        pthread_mutex_unlock(&mover->lock);
+    }
+    int err = wanted ? connect_export(stream, MOVER_ARRIVAL_TIMEOUT_MS) : -ECANCELED;
+    return !err && stream == stream->target->stream[0] ? connect_map(stream) : err;
+}
+
+int mover_connect(struct mover_stream *stream)
+{
+    if (stream->target == &stream->mover->target[MOVER_MAIN]) {
+        return connect_main(stream);
+    }
+    int err = connect_export(stream, MOVER_CONNECT_TIMEOUT_MS);
+    if (!err) {
+        connect_ready(stream);
+    }
+    return err;
+}

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * receive_map.c - the map export of an arriving guest; FLUSH is the commit
+ *
+ * The map comes from another host: nothing of it is believed before it was
+ * compared with what is in the memfds.
+ */
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "common/racy.h"
+#include "uffd-pager/receive_internal.h"
+
+static int map_read_begin(struct nbd_export *export, uint64_t offset, uint32_t length,
+                          const void **memory)
+{
+    struct receive *receive = export->opaque;
+
+    (void)length;
+    *memory = receive->image + offset;
+    return 0;
+}
+
+static int map_write_begin(struct nbd_export *export, uint64_t offset, uint32_t length,
+                           void **memory)
+{
+    struct receive *receive = export->opaque;
+
+    (void)length;
+    *memory = receive->image + offset;
+    return 0;
+}
+
+static int map_write_end(struct nbd_export *export, uint64_t offset, uint32_t length, void *memory,
+                         bool complete)
+{
+    (void)export;
+    (void)offset;
+    (void)length;
+    (void)memory;
+    return complete ? 0 : -EIO;
+}
+
+/* ---- commit ---- */
+
+static bool commit_gap_untouched(const struct receive *receive, uint64_t from, uint64_t to)
+{
+    for (uint64_t page = from / PAGE_BYTES; page < to / PAGE_BYTES; page++) {
+        if (pagemap_get(receive->map, page) != PAGE_UNTOUCHED) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* States, sub-host indices and gaps: what can be checked without looking at memory. */
+static int commit_check_map(const struct receive *receive, struct reason *reason)
+{
+    const struct pagemap *map = receive->map;
+    const struct layout *layout = receive->layout;
+
+    for (uint64_t page = 0; page < receive->n_pages; page++) {
+        uint8_t state = pagemap_get(map, page);
+        if (state > PAGE_REMOTE) {
+            return reason_set(reason, -EINVAL, "the page map has a state %u", state);
+        }
+        if (state == PAGE_REMOTE && map->subhost[page / CHUNK_PAGES] >= receive->config.n_subhosts) {
+            return reason_set(reason, -EINVAL, "the page map names a sub-host that is not there");
+        }
+    }
+    for (uint32_t i = 0; i < layout->n_blocks; i++) {
+        const struct layout_block *block = &layout->block[i];
+        uint64_t next = i + 1 < layout->n_blocks ? block[1].flat : layout->flat_size;
+        if (!commit_gap_untouched(receive, block->flat + block->size, next)) {
+            return reason_set(reason, -EINVAL, "the page map has pages where the guest has no RAM");
+        }
+    }
+    return 0;
+}
+
+/* Pages that have data: those the map does not call LOCAL are stale, and go. */
+static int commit_data(struct receive *receive, uint64_t page, uint64_t end)
+{
+    while (page < end) {
+        uint64_t first = page;
+        while (page < end && pagemap_get(receive->map, page) != PAGE_LOCAL) {
+            page++;
+        }
+        if (page > first) {
+            int err = receive_ram_drop(receive, first, page - first);
+            if (err) {
+                return err;
+            }
+        }
+        while (page < end && pagemap_get(receive->map, page) == PAGE_LOCAL) {
+            page++;
+        }
+    }
+    return 0;
+}
+
+static int commit_hole(const struct receive *receive, uint64_t page, uint64_t end,
+                       struct reason *reason)
+{
+    for (; page < end; page++) {
+        if (pagemap_get(receive->map, page) == PAGE_LOCAL) {
+            return reason_set(reason, -EINVAL,
+                              "the page map says that a page is here which never came");
+        }
+    }
+    return 0;
+}
+
+/* Walk a block's memfd by SEEK_DATA and SEEK_HOLE along the map. */
+static int commit_check_block(struct receive *receive, const struct layout_block *block,
+                              struct reason *reason)
+{
+    uint64_t at = 0;
+    int err = 0;
+
+    while (at < block->size && !err) {
+        off_t from = layout_file(block, block->flat + at);
+        off_t start = lseek(block->fd, from, SEEK_DATA);
+        if (start < 0 && errno != ENXIO) {
+            return reason_set(reason, -errno, "RAM block '%s' cannot be examined: %m",
+                              block->idstr);
+        }
+        uint64_t data = start < 0 ? block->size : at + (uint64_t)(start - from);
+        data = data < block->size ? data : block->size;
+        uint64_t end = block->size;
+        if (data < block->size) {
+            off_t hole = lseek(block->fd, start, SEEK_HOLE);
+            uint64_t past = hole < 0 ? block->size : at + (uint64_t)(hole - from);
+            end = past < block->size ? past : block->size;
+        }
+        uint64_t base = block->flat / PAGE_BYTES;
+        err = commit_hole(receive, base + at / PAGE_BYTES, base + data / PAGE_BYTES, reason);
+        if (!err && data < end) {
+            err = commit_data(receive, base + data / PAGE_BYTES,
+                              base + (end + PAGE_BYTES - 1) / PAGE_BYTES);
+        }
+        at = end;
+    }
+    return err;
+}
+
+static void commit_copy(struct receive *receive)
+{
+    const uint8_t *image = receive->image;
+    struct pagemap *map = receive->map;
+
+    racy_begin(); /* a client that writes while it commits gets what it asked for */
+    memcpy((void *)map->pages, image, receive->n_pages);
+    memcpy((void *)map->subhost, image + receive->n_pages, receive->n_chunks);
+    memcpy((void *)map->history, image + receive->n_pages + receive->n_chunks, receive->n_chunks);
+    racy_end();
+}
+
+/* commit_lock and gate (for writing) held */
+static int commit_map(struct receive *receive, struct reason *reason)
+{
+    commit_copy(receive);
+    int err = commit_check_map(receive, reason);
+    for (uint32_t i = 0; i < receive->layout->n_blocks && !err; i++) {
+        err = commit_check_block(receive, &receive->layout->block[i], reason);
+    }
+    return err ? err : receive->config.on_map(receive->config.opaque, receive->map, reason);
+}
+
+static int map_flush(struct nbd_export *export)
+{
+    struct receive *receive = export->opaque;
+    struct reason reason = {""};
+    int err = 0;
+
+    pthread_mutex_lock(&receive->commit_lock);
+    pthread_rwlock_wrlock(&receive->gate);
+    if (!receive->committed) {
+        uint64_t start = units_now_us();
+        err = commit_map(receive, &reason);
+        receive->committed = err == 0;
+        if (err) {
+            log_warn("the page map was refused: %s",
+                     reason.text[0] ? reason.text : strerror(-err));
+        } else {
+            log_debug("the page map was taken in %llu us",
+                      (unsigned long long)(units_now_us() - start));
+        }
+    }
+    pthread_rwlock_unlock(&receive->gate);
+    pthread_mutex_unlock(&receive->commit_lock);
+    return err;
+}
+
+const struct nbd_export_ops receive_map_ops = {
+    .read_begin = map_read_begin,
+    .write_begin = map_write_begin,
+    .write_end = map_write_end,
+    .flush = map_flush,
+};
