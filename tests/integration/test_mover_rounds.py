@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The mover against real sub-hosts and the receiver: every page in exactly one place."""
+
+import os
+import random
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
+from moverkit import (CHUNK_PAGES, HOT, LOCAL, PAGE, REMOTE, UNTOUCHED, ZERO, Failure, Lab, fill,
+                      random_partition, run_tests)
+
+SIZES = {"pc.ram": 40 << 20, "a.rom": 300 << 10, "z.vram": (4 << 20) + 12288}
+
+
+def expect(condition, text):
+    if not condition:
+        raise Failure(text)
+
+
+def move(kind, n_subhosts, seed, rounds=0, hot=0.5, budget=None, **options):
+    rng = random.Random(seed)
+    lab = Lab(SIZES, n_subhosts, budget)
+    try:
+        fill(lab.source, rng, kind)
+        lab.begin(random_partition(lab.source, rng, n_subhosts, hot), **options)
+        pages = list(lab.source.pages())
+        lab.mover.hand_over(lab.source, pages, 1)
+        for number in range(2, 2 + rounds):
+            if number % 2:
+                lab.mover.drain()
+            changed = sorted(rng.sample(pages, len(pages) // 5))
+            for page in changed:
+                what = rng.random()
+                if what < 0.25:
+                    lab.source.write(page, ZERO)
+                elif what < 0.4:
+                    lab.source.punch(page)
+                else:
+                    lab.source.write(page, rng.randbytes(PAGE))
+            lab.mover.hand_over(lab.source, changed, number)
+        page_map = lab.finish()
+        lab.mover.drain()
+        counts = lab.check(page_map)
+        totals = lab.mover.read_totals()
+        expect(totals[0] == 1 + rounds, "%d rounds" % totals[0])
+        expect(totals[1] == lab.mover.handed, "%d pages done" % totals[1])
+        if not rounds:
+            expect(totals[4] == counts[LOCAL] * PAGE, "bytes to the main host")
+            expect(sum(totals[5:]) == counts[REMOTE] * PAGE, "bytes to sub-hosts")
+        if budget is not None:
+            expect(counts[LOCAL] * PAGE <= budget, "main holds %d pages" % counts[LOCAL])
+        marked = [chunk for chunk, byte in enumerate(page_map[2]) if byte & 0x80]
+        expect(bool(marked) == (rounds > 0), "history says %d hot chunks" % len(marked))
+        return counts
+    finally:
+        code = lab.close()
+        expect(code == 0, "the mover exited with %d" % code)
+
+
+def test_random_one_subhost():
+    counts = move("random", 1, 1)
+    expect(counts[LOCAL] and counts[REMOTE], "both places are used")
+
+
+def test_sparse_two_subhosts():
+    move("sparse", 2, 2)
+
+
+def test_mixed_five_subhosts():
+    move("mixed", 5, 3)
+
+
+def test_zero():
+    counts = move("zero", 1, 4)
+    expect(counts[LOCAL] == counts[REMOTE] == 0, "zero pages were sent")
+
+
+def test_rounds():
+    for seed in range(5, 8):
+        move("mixed", 2, seed, rounds=5)
+
+
+def test_rounds_five_subhosts_one_connection():
+    move("mixed", 5, 9, rounds=4, connections=1)
+
+
+def test_rounds_many_connections():
+    move("sparse", 2, 10, rounds=4, connections=8)
+
+
+def test_budget_smaller_than_hot_pages():
+    counts = move("random", 2, 11, rounds=3, hot=1.0, budget=10 << 20)
+    expect(counts[LOCAL] > 0 and counts[REMOTE] > counts[LOCAL], "the rest went to sub-hosts")
+
+
+def test_budget_zero():
+    counts = move("random", 1, 12, rounds=2, hot=1.0, budget=0)
+    expect(counts[LOCAL] == 0, "main got pages")
+
+
+def test_main_full_before_its_budget():
+    """The receiver holds less than the mover was told: the rest goes to the sub-host."""
+    rng = random.Random(13)
+    lab = Lab(SIZES, 1, receiver_budget=5 << 20)
+    try:
+        fill(lab.source, rng, "random")
+        lab.begin(bytes([HOT]) * lab.source.n_chunks)
+        pages = list(lab.source.pages())
+        lab.mover.hand_over(lab.source, pages, 1)
+        lab.mover.drain()
+        for page in pages[::3]:
+            lab.source.write(page, rng.randbytes(PAGE))
+        lab.mover.hand_over(lab.source, pages[::3], 2)
+        counts = lab.check(lab.finish())
+        expect(0 < counts[LOCAL] <= (5 << 20) // PAGE, "main holds %d pages" % counts[LOCAL])
+    finally:
+        lab.close()
+
+
+def test_stale_pages_are_punched():
+    """What QEMU wrote on the main host before the guest came is not part of the guest."""
+    rng = random.Random(14)
+    lab = Lab(SIZES, 1)
+    try:
+        fill(lab.source, rng, "sparse")
+        for page in lab.target.pages():
+            if page % 7 == 0:
+                lab.target.write(page, b"stale" * 800)
+        lab.begin(random_partition(lab.source, rng, 1))
+        lab.mover.hand_over(lab.source, list(lab.source.pages()), 1)
+        lab.check(lab.finish())
+    finally:
+        lab.close()
+
+
+def test_main_arrives_late():
+    """MIG_BEGUN does not wait for the main host's QEMU; pages do."""
+    rng = random.Random(15)
+    lab = Lab(SIZES, 1, layout=False)
+    try:
+        fill(lab.source, rng, "sparse")
+        lab.begin(random_partition(lab.source, rng, 1))
+        lab.mover.hand_over(lab.source, list(lab.source.pages()), 1)
+        lab.receiver.tell("layout")
+        lab.check(lab.finish())
+    finally:
+        lab.close()
+
+
+def test_bandwidth_limit():
+    rng = random.Random(16)
+    lab = Lab({"pc.ram": 8 << 20}, 1)
+    try:
+        import time
+        fill(lab.source, rng, "random")
+        lab.begin(random_partition(lab.source, rng, 1), bandwidth=8 << 20)
+        start = time.monotonic()
+        lab.mover.hand_over(lab.source, list(lab.source.pages()), 1)
+        lab.mover.drain()
+        took = time.monotonic() - start
+        expect(0.8 < took < 1.6, "8 MiB at 8 MiB/s took %.2f s" % took)
+        lab.check(lab.finish())
+    finally:
+        lab.close()
+
+
+if __name__ == "__main__":
+    run_tests([test_random_one_subhost, test_sparse_two_subhosts, test_mixed_five_subhosts, test_zero,
+               test_rounds, test_rounds_five_subhosts_one_connection, test_rounds_many_connections,
+               test_budget_smaller_than_hot_pages, test_budget_zero, test_main_full_before_its_budget,
+               test_stale_pages_are_punched, test_main_arrives_late, test_bandwidth_limit])
