@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the tests in the lab share: a small KVM guest, split over this host and two sub-hosts."""
+
+import re
+
+from cluster import Failure, MIB, memfd_blocks, wait_until
+
+# Small, because each page fault takes a world switch that is emulated. The guest's kernel adds some
+# 60 MiB to what is filled.
+RAM, FILL, BUDGET = 224 * MIB, 112 * MIB, 56 * MIB
+SLACK = 2 * MIB
+
+
+def need_kvm(guest):
+    answer = guest.qmp("query-kvm")
+    if answer != {"enabled": True, "present": True}:
+        raise Failure("%s does not run under KVM: %s" % (guest.name, answer))
+
+
+def split(cluster):
+    """Start a guest, split it live; returns the main host's pager and the guest there."""
+    for _ in range(2):
+        cluster.subhost(160 * MIB)
+    source_pager, main_pager = cluster.pager("source"), cluster.pager("main")
+    source = cluster.guest("src", source_pager, RAM, accel="kvm", smp=2,
+                           append="memguest.size=%d memguest.rate=500 memguest.hot=20" % FILL)
+    source.wait_log("memguest: ready", 120)
+    destination = cluster.guest("dst", main_pager, RAM, accel="kvm", smp=2, incoming=True)
+    need_kvm(source)
+    need_kvm(destination)
+    result = cluster.migrate(source, destination, cluster.policy(BUDGET))
+    print("moved: %s" % result, flush=True)
+    if result["main_bytes"] > BUDGET or min(result["subhost_bytes"]) <= 0:
+        raise Failure("the guest is not split as the policy says: %s" % result)
+    return main_pager, destination
+
+
+def sweep(guest, seconds=120, during=None):
+    """Have the guest check all its memory; raises if a page is wrong. Returns the most bytes resident.
+
+    during(): called again and again while the guest is at it.
+    """
+    fd, start, most = guest.memfd(), len(guest.log_text()), 0
+
+    def look():
+        nonlocal most
+        guest.drain()
+        most = max(most, memfd_blocks(fd))
+        if during:
+            during()
+        return re.search(r"sweep done pages=(\d+) errors=(\d+) ms=(\d+)", guest.log_text()[start:])
+
+    guest.say("sweep")
+    pages, errors, took = map(int, wait_until("the guest's sweep", seconds, look).groups())
+    print("sweep: %d pages in %d ms, at most %d KiB resident" % (pages, took, most // 1024), flush=True)
+    if errors or pages * 4096 != FILL:
+        raise Failure("a sweep of %d pages found %d wrong\n%s" % (pages, errors, guest.log_text()[-1500:]))
+    guest.check_clean()
+    return most
