@@ -46,7 +46,9 @@ fetch_kernel() (
     apt=$cache/apt.new
     rm -rf "$apt" "$1.new"
     mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial" "$1.new/modules"
-    printf 'deb %s %s-backports main\n' "$uri" "$release" >"$apt/sources.list"
+    ring=/usr/share/keyrings/debian-archive-keyring.gpg
+    [ -e $ring ] && signed="[signed-by=$ring] " || signed=''
+    printf 'deb %s%s %s-backports main\n' "$signed" "$uri" "$release" >"$apt/sources.list"
     cat >"$apt/apt.conf" <<CONF
 Dir::Etc::sourcelist "$apt/sources.list";
 Dir::Etc::sourceparts "/dev/null";
