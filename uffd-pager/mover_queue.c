@@ -234,10 +234,11 @@ void mover_requeue(struct mover *mover, unsigned kind, uint64_t first, uint64_t 
     pthread_mutex_unlock(&mover->lock);
 }
 
-static void done_fault(const struct mover *mover)
+/* Fault injection: the pages of @round begin to be done. */
+static void done_fault(const struct mover *mover, uint64_t round)
 {
-    if ((mover->fault == MOVER_FAULT_EXIT_ROUND_1 && mover->totals->rounds == 1) ||
-        (mover->fault == MOVER_FAULT_EXIT_ROUND_2 && mover->totals->rounds == 2)) {
+    if ((mover->fault == MOVER_FAULT_EXIT_ROUND_1 && round == 1) ||
+        (mover->fault == MOVER_FAULT_EXIT_ROUND_2 && round == 2)) {
         log_warn("ending here, as SPLIT_MIGRATE_FAULT wants");
         _exit(3);
     }
@@ -253,8 +254,9 @@ void mover_done(struct mover *mover, uint64_t pages, uint64_t zero)
     mover->outstanding -= pages;
     bool tell = mover->outstanding == 0 ||
                 before / MOVER_REPORT_PAGES != (before + pages) / MOVER_REPORT_PAGES;
+    uint64_t round = mover->totals->rounds - mover->deferring;
     pthread_mutex_unlock(&mover->lock);
-    done_fault(mover);
+    done_fault(mover, round);
     if (tell) {
         mover_notify(mover);
     }

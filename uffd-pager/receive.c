@@ -151,11 +151,14 @@ int receive_layout(struct receive *receive, const struct layout *layout, struct 
     if (map->n_pages != n_pages) {
         return reason_set(reason, -EINVAL, "the page map is not of the guest's size");
     }
-    uint64_t *held = calloc(n_pages / 64, sizeof(*held));
-    uint8_t *image = calloc(1, n_pages + 2 * map->n_chunks);
-    if (!held || !image) {
-        free(held);
-        free(image);
+    if (receive->ready) {
+        return reason_set(reason, -EALREADY, "the guest's memory is known already");
+    }
+    free(receive->held); /* of an attempt that failed */
+    free(receive->image);
+    receive->held = calloc(n_pages / 64, sizeof(*receive->held));
+    receive->image = calloc(1, n_pages + 2 * map->n_chunks);
+    if (!receive->held || !receive->image) {
         return reason_set(reason, -ENOMEM, "there is no memory for the page map to arrive");
     }
     pthread_mutex_lock(&receive->lock);
@@ -163,12 +166,15 @@ int receive_layout(struct receive *receive, const struct layout *layout, struct 
     receive->map = map;
     receive->n_pages = n_pages;
     receive->n_chunks = map->n_chunks;
-    receive->held = held;
-    receive->image = image;
-    receive->ready = true;
-    pthread_cond_broadcast(&receive->changed);
+    /* What QEMU wrote while it started is none of the guest's. */
+    int err = receive_ram_drop(receive, 0, n_pages);
+    if (!err) {
+        receive->ready = true;
+        pthread_cond_broadcast(&receive->changed);
+    }
     pthread_mutex_unlock(&receive->lock);
-    return 0;
+    return err ? reason_set(reason, err, "the RAM blocks cannot be emptied: %s", strerror(-err))
+               : 0;
 }
 
 uint64_t receive_bytes(const struct receive *receive)

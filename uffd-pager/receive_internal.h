@@ -15,7 +15,7 @@
  * `gate` is held for reading while a memfd changes and for writing during the
  * commit: after it the guest runs, and nothing that comes late may touch its memory.
  *
- * Locks, in this order: commit_lock, gate, count_lock.  lock is taken alone.
+ * Locks, in this order: lock, commit_lock, gate, count_lock.
  */
 #ifndef UFFD_PAGER_RECEIVE_INTERNAL_H
 #define UFFD_PAGER_RECEIVE_INTERNAL_H

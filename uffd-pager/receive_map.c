@@ -7,6 +7,7 @@
  */
 #include <errno.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "common/racy.h"
@@ -145,6 +146,59 @@ static int commit_check_block(struct receive *receive, const struct layout_block
     return err;
 }
 
+/* Is the map LOCAL for exactly the pages that were written here? */
+static bool commit_is_held(const struct receive *receive)
+{
+    for (uint64_t word = 0; word < receive->n_pages / 64; word++) {
+        uint64_t local = 0;
+        for (uint64_t i = 0; i < 64; i++) {
+            local |= (uint64_t)(pagemap_get(receive->map, word * 64 + i) == PAGE_LOCAL) << i;
+        }
+        if (local != receive->held[word]) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Pages the memfds have, by their size on tmpfs; UINT64_MAX if blocks share a memfd. */
+static uint64_t commit_pages_stored(const struct receive *receive)
+{
+    uint64_t pages = 0;
+    struct stat st[HANDOFF_MAX_BLOCKS];
+
+    for (uint32_t i = 0; i < receive->layout->n_blocks; i++) {
+        if (fstat(receive->layout->block[i].fd, &st[i]) < 0) {
+            return UINT64_MAX;
+        }
+        for (uint32_t j = 0; j < i; j++) {
+            if (st[j].st_ino == st[i].st_ino && st[j].st_dev == st[i].st_dev) {
+                return UINT64_MAX;
+            }
+        }
+        pages += (uint64_t)st[i].st_blocks * 512 / PAGE_BYTES;
+    }
+    return pages;
+}
+
+/*
+ * This runs in the guest's downtime.  The memfds were empty when QEMU came.  If
+ * they have as many pages as were written, and these are the LOCAL ones, there
+ * is nothing to look for; else every extent is compared with the map.
+ */
+static int commit_check_memory(struct receive *receive, struct reason *reason)
+{
+    int err = 0;
+
+    if (commit_is_held(receive) && commit_pages_stored(receive) == receive->held_pages) {
+        return 0;
+    }
+    for (uint32_t i = 0; i < receive->layout->n_blocks && !err; i++) {
+        err = commit_check_block(receive, &receive->layout->block[i], reason);
+    }
+    return err;
+}
+
 static void commit_copy(struct receive *receive)
 {
     const uint8_t *image = receive->image;
@@ -162,8 +216,8 @@ static int commit_map(struct receive *receive, struct reason *reason)
 {
     commit_copy(receive);
     int err = commit_check_map(receive, reason);
-    for (uint32_t i = 0; i < receive->layout->n_blocks && !err; i++) {
-        err = commit_check_block(receive, &receive->layout->block[i], reason);
+    if (!err) {
+        err = commit_check_memory(receive, reason);
     }
     return err ? err : receive->config.on_map(receive->config.opaque, receive->map, reason);
 }

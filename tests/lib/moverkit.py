@@ -171,9 +171,10 @@ class Nbd:
 class Receiver:
     def __init__(self, memory, uuid, budget, n_subhosts, layout=True):
         fds = [block.fd for block in memory.blocks]
+        self.map_path = os.path.join(tempfile.mkdtemp(prefix="mover-"), "map")
         # The receiver's blocks begin at 0 of their files.
         self.process = subprocess.Popen(
-            [tool(), "receive", "tcp:127.0.0.1:0", uuid, TICKET, str(budget), str(n_subhosts)] +
+            [tool(), "receive", self.map_path, "tcp:127.0.0.1:0", uuid, TICKET, str(budget), str(n_subhosts)] +
             ["%s:%d:%d" % (block.idstr, block.fd, block.size) for block in memory.blocks],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, pass_fds=fds)
         line = self.process.stdout.readline().split()
@@ -195,14 +196,19 @@ class Receiver:
     def page_map(self):
         """(states, sub-hosts, history) of the commit."""
         line = self.process.stdout.readline()
-        if not line.startswith("map "):
-            raise Failure("the receiver said %r, not its map" % line[:100])
-        return [bytes.fromhex(part) for part in line.split()[1:]]
+        if line != "map\n":
+            raise Failure("the receiver said %r, not that it has the map" % line)
+        with open(self.map_path, "rb") as file:
+            data = file.read()
+        _, n_pages, n_chunks, pages, subhost, history = struct.unpack("<6Q", data[:48])
+        return [data[pages:pages + n_pages], data[subhost:subhost + n_chunks],
+                data[history:history + n_chunks]]
 
     def close(self):
         if self.process.poll() is None:
             self.process.stdin.close()
             self.process.wait(30)
+        shutil.rmtree(os.path.dirname(self.map_path), ignore_errors=True)
         if self.process.returncode not in (0, -9):
             raise Failure("the receiver exited with %s" % self.process.returncode)
 

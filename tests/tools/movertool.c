@@ -4,10 +4,10 @@
  *
  *   movertool mover FD
  *       be the mover on socket FD; the test plays the worker
- *   movertool receive LISTEN UUID TICKET BUDGET SUBHOSTS IDSTR:FD:SIZE...
+ *   movertool receive MAPFILE LISTEN UUID TICKET BUDGET SUBHOSTS IDSTR:FD:SIZE...
  *       receive a guest into memfds inherited from the test.  Prints "data ADDRESS", then obeys
  *       lines of standard input:  layout (QEMU has come)  refuse ERRNO (what on_map answers)
- *       quit.  Prints "map STATES SUBHOSTS HISTORY" in hexadecimal, one line, when the map was committed.
+ *       quit.  Prints "map" when MAPFILE, a page map, was committed.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -20,25 +20,14 @@
 
 static _Atomic int refuse;
 
-static void print_bytes(const _Atomic uint8_t *bytes, uint64_t n)
-{
-    putchar(' ');
-    for (uint64_t i = 0; i < n; i++) {
-        printf("%02x", bytes[i]);
-    }
-}
-
 static int on_map(void *opaque, struct pagemap *map, struct reason *reason)
 {
     (void)opaque;
+    (void)map;
     if (refuse) {
         return reason_set(reason, -refuse, "the test refuses the map");
     }
-    printf("map");
-    print_bytes(map->pages, map->n_pages);
-    print_bytes(map->subhost, map->n_chunks);
-    print_bytes(map->history, map->n_chunks);
-    putchar('\n');
+    puts("map");
     fflush(stdout);
     return 0;
 }
@@ -89,22 +78,22 @@ static int run_receive(char **args, int n, struct reason *reason)
     char address[ENDPOINT_TEXT_LEN];
     uint8_t uuid[16];
 
-    if (n < 6 || endpoint_parse(args[0], &config.listen, reason) ||
-        units_parse_uuid(args[1], uuid)) {
+    if (n < 7 || endpoint_parse(args[1], &config.listen, reason) ||
+        units_parse_uuid(args[2], uuid)) {
         return reason_set(reason, -EINVAL, "the arguments are wrong");
     }
-    snprintf(config.uuid, sizeof(config.uuid), "%s", args[1]);
-    snprintf(config.ticket, sizeof(config.ticket), "%s", args[2]);
-    config.budget = strtoull(args[3], NULL, 0);
-    config.n_subhosts = (unsigned)atoi(args[4]);
-    for (int i = 5; i < n; i++) {
+    snprintf(config.uuid, sizeof(config.uuid), "%s", args[2]);
+    snprintf(config.ticket, sizeof(config.ticket), "%s", args[3]);
+    config.budget = strtoull(args[4], NULL, 0);
+    config.n_subhosts = (unsigned)atoi(args[5]);
+    for (int i = 6; i < n; i++) {
         if (parse_block(&layout, args[i])) {
             return reason_set(reason, -EINVAL, "a block is written IDSTR:FD:SIZE");
         }
     }
     int err = layout_finish(&layout, reason);
     if (!err) {
-        err = pagemap_create(&map, NULL, uuid, layout.flat_size / PAGE_BYTES, reason);
+        err = pagemap_create(&map, args[0], uuid, layout.flat_size / PAGE_BYTES, reason);
     }
     if (!err) {
         err = receive_start(&receive, &config, reason);
@@ -135,7 +124,7 @@ int main(int argc, char **argv)
         }
         return err ? 1 : 0;
     }
-    fprintf(stderr, "usage: movertool mover FD | movertool receive LISTEN UUID TICKET BUDGET "
-                    "SUBHOSTS IDSTR:FD:SIZE...\n");
+    fprintf(stderr, "usage: movertool mover FD | movertool receive MAPFILE LISTEN UUID "
+                    "TICKET BUDGET SUBHOSTS IDSTR:FD:SIZE...\n");
     return 2;
 }
