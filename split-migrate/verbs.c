@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "split-migrate/verbs.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "common/version.h"
+#include "split-migrate/interrupt.h"
+#include "split-migrate/output.h"
+#include "split-migrate/qmp.h"
+
+#define VERBS_DEFAULT_POLICY "/etc/split-migrate/policy.ini"
+
+static const struct option_def verb_no_options[] = {{NULL, 0, NULL, NULL}};
+
+static int verb_help(const struct arguments *arguments)
+{
+    if (!arguments->n_words) {
+        options_usage(stdout, verbs_table);
+        return EXIT_OK;
+    }
+    const struct verb *verb = options_find_verb(verbs_table, arguments->word[0]);
+    if (!verb) {
+        output_error("verb '%s' is not known", arguments->word[0]);
+        return EXIT_USAGE;
+    }
+    options_verb_usage(stdout, verb);
+    return EXIT_OK;
+}
+
+static int verb_self_test(const struct arguments *arguments)
+{
+    struct reason reason = {""};
+
+    (void)arguments;
+    if (options_self_test(verbs_table, &reason) < 0) {
+        output_error("%s", reason.text);
+        return EXIT_UNCHANGED;
+    }
+    return EXIT_OK;
+}
+
+const struct verb verbs_table[] = {
+    {"migrate", "DOMAIN DESTURI", 2, 2,
+     "move a guest to a main host and sub-hosts that share its memory", verb_migrate_options, false,
+     verb_migrate},
+    {"plan", "DOMAIN [DESTURI]", 1, 2, "show what would go where, and change nothing",
+     verb_plan_options, false, verb_plan},
+    {"status", "[DOMAIN]", 0, 1, "show how far a move is, or how a guest is", verb_status_options,
+     false, verb_status},
+    {"abort", "DOMAIN", 1, 1, "give up the move of a guest, which runs on at the source",
+     verb_no_options, false, verb_abort},
+    {"pages", "DOMAIN", 1, 1, "show where a guest's memory is", verb_pages_options, false,
+     verb_pages},
+    {"help", "[VERB]", 0, 1, "show this help, or that of a verb", verb_no_options, false,
+     verb_help},
+    {"self-test", "", 0, 0, "check the tables of verbs and options", verb_no_options, true,
+     verb_self_test},
+    {NULL, NULL, 0, 0, NULL, NULL, false, NULL},
+};
+
+/* ---- shared by verbs ---- */
+
+static bool verbs_has_option(const struct verb *verb, const char *name)
+{
+    for (const struct option_def *option = verb->options; option->name; option++) {
+        if (strcmp(option->name, name) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static int verbs_policy_options(struct policy *policy, const struct arguments *arguments,
+                                struct reason *reason)
+{
+    int err = 0;
+
+    for (const struct option_def *option = arguments->verb->options; option->name && !err;
+         option++) {
+        const char *value = options_get(arguments, option->name);
+        if (value && policy_has_option(option->name)) {
+            err = policy_set_option(policy, option->name, value, reason);
+        }
+    }
+    bool profiles = verbs_has_option(arguments->verb, "profile");
+    const char *profile = profiles ? options_get(arguments, "profile") : NULL;
+    return !err && profile ? policy_set_option(policy, "profile-seconds", profile, reason) : err;
+}
+
+int verbs_move(struct move *move, const struct arguments *arguments)
+{
+    const char *file = options_get(arguments, "policy");
+    struct reason reason = {""};
+
+    /* What was typed first: it needs no file to be wrong. */
+    int err = target_parse(&move->source, arguments->word[0], TARGET_SOURCE, &reason);
+    if (!err && arguments->n_words > 1) {
+        err = target_parse(&move->destination, arguments->word[1], TARGET_DESTINATION, &reason);
+    }
+    if (!err) {
+        err = verbs_policy_options(&move->policy, arguments, &reason);
+    }
+    if (err) {
+        output_error("%s", reason.text);
+        return EXIT_USAGE;
+    }
+    if (file || access(VERBS_DEFAULT_POLICY, F_OK) == 0) {
+        err = policy_load(&move->policy, file ? file : VERBS_DEFAULT_POLICY, &reason);
+        if (!err) {
+            err = verbs_policy_options(&move->policy, arguments, &reason);
+        }
+        if (!err) {
+            err = policy_check(&move->policy, &reason);
+        }
+    } else {
+        err = reason_set(&reason, -ENOENT, "no policy is given and there is no %s: add "
+                                           "--policy FILE",
+                         VERBS_DEFAULT_POLICY);
+    }
+    if (err) {
+        output_error("%s", reason.text);
+        return EXIT_UNCHANGED;
+    }
+    return EXIT_OK;
+}
+
+static int verbs_look_uuid(const struct target *target, char uuid[UUID_TEXT_LEN],
+                           struct reason *reason)
+{
+    struct qmp qmp;
+
+    if (strcmp(target->scheme, "uuid") == 0) {
+        memcpy(uuid, target->uuid, UUID_TEXT_LEN);
+        return 0;
+    }
+    int err = qmp_open(&qmp, "QEMU", &target->monitor, reason);
+    if (err == -ETIMEDOUT) {
+        return reason_set(reason, err,
+                          "the monitor %.100s does not answer, another program may be using it: "
+                          "name the guest by its UUID",
+                          target->monitor.host);
+    }
+    if (!err) {
+        err = qmp_uuid(&qmp, uuid, reason);
+        qmp_close(&qmp);
+    }
+    return err;
+}
+
+int verbs_look(struct pager *pager, const char *text)
+{
+    struct target target;
+    struct reason reason = {""};
+    char uuid[UUID_TEXT_LEN];
+
+    memset(pager, 0, sizeof(*pager));
+    if (target_parse(&target, text, TARGET_LOOK, &reason) < 0) {
+        output_error("%s", reason.text);
+        return EXIT_USAGE;
+    }
+    int err = verbs_look_uuid(&target, uuid, &reason);
+    if (!err) {
+        err = pager_open(pager, "pager", &target.pager, &reason);
+    }
+    if (err) {
+        output_error("%s", reason.text);
+        return EXIT_UNCHANGED;
+    }
+    memcpy(pager->uuid, uuid, sizeof(pager->uuid));
+    return EXIT_OK;
+}
+
+/* ---- the program ---- */
+
+int verbs_main(int argc, char **argv)
+{
+    struct arguments arguments;
+    struct reason reason = {""};
+
+    interrupt_init();
+    if (options_parse(&arguments, verbs_table, argc, argv, &reason) < 0) {
+        output_error("%s; see split-migrate %s%s", reason.text, arguments.verb ? "help " : "--help",
+                     arguments.verb ? arguments.verb->name : "");
+        return EXIT_USAGE;
+    }
+    log_init("split-migrate", arguments.debug);
+    if (arguments.version) {
+        printf("split-migrate %s\n", SPLIT_MIGRATE_VERSION);
+        return EXIT_OK;
+    }
+    if (arguments.help && arguments.verb) {
+        options_verb_usage(stdout, arguments.verb);
+        return EXIT_OK;
+    }
+    if (arguments.help) {
+        options_usage(stdout, verbs_table);
+        return EXIT_OK;
+    }
+    return arguments.verb->run(&arguments);
+}

@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * watch.c - while the guest moves
+ *
+ * One thread looks at QEMU and at the source's pager in turn, at least ten
+ * times a second and at once when one of them sends an event.  The connections
+ * to the sub-hosts and the main host's pager are leases, and a closed one
+ * means that what it held is gone.
+ */
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "common/log.h"
+#include "split-migrate/fault.h"
+#include "split-migrate/interrupt.h"
+#include "split-migrate/move.h"
+
+#define WATCH_STEP_MS 100
+#define WATCH_QUICK_MS 20       /* at the beginning */
+#define WATCH_SWITCH_MS 5       /* the guest stands still */
+#define WATCH_QUICK_US 1000000u /* how long the beginning is */
+
+int move_refresh(struct move *move, struct reason *reason)
+{
+    struct move_stats *stats = &move->stats;
+    json_t *answer = NULL;
+
+    int err = pager_call(&move->source_pager, "outgoing-status",
+                         json_pack("{s:s}", "uuid", move->guest.uuid), &answer, HOSTS_CALL_MS,
+                         reason);
+    if (err) {
+        return err;
+    }
+    const char *state = json_string_value(json_object_get(answer, "state"));
+    const char *why = json_string_value(json_object_get(answer, "reason"));
+    const json_t *bytes = json_object_get(answer, "subhost_bytes");
+    snprintf(stats->state, sizeof(stats->state), "%s", state ? state : "");
+    snprintf(stats->reason, sizeof(stats->reason), "%s", why ? why : "");
+    stats->rounds = hosts_bytes(answer, "rounds");
+    stats->pages_done = hosts_bytes(answer, "pages_done");
+    stats->zero_pages = hosts_bytes(answer, "zero_pages");
+    stats->wire_bytes = hosts_bytes(answer, "wire_bytes");
+    stats->main_bytes = hosts_bytes(answer, "main_bytes");
+    for (unsigned i = 0; i < move->n_subhosts; i++) {
+        json_int_t value = json_integer_value(json_array_get(bytes, i));
+        stats->subhost_bytes[i] = value > 0 ? (uint64_t)value : 0;
+    }
+    json_decref(answer);
+    return 0;
+}
+
+static void watch_show(struct move *move, bool final)
+{
+    static const char *const names[] = {
+        [DRIVER_IDLE] = "preparing",      [DRIVER_SETUP] = "preparing",
+        [DRIVER_MOVING] = "moving",       [DRIVER_PAUSED] = "switching over",
+        [DRIVER_DEVICE] = "switching over", [DRIVER_CANCELLING] = "cancelling",
+        [DRIVER_COMPLETED] = "completed", [DRIVER_FAILED] = "failed",
+        [DRIVER_CANCELLED] = "cancelled",
+    };
+    const struct move_stats *stats = &move->stats;
+    struct progress_values values = {
+        .phase = names[move->last.phase],
+        .total = move->last.ram_total,
+        .remaining = move->last.phase == DRIVER_COMPLETED ? 0 : move->last.ram_remaining,
+        .main_bytes = stats->main_bytes,
+        .wire_bytes = stats->wire_bytes,
+        .rounds = stats->rounds,
+    };
+
+    for (unsigned i = 0; i < move->n_subhosts; i++) {
+        values.sub_bytes += stats->subhost_bytes[i];
+    }
+    progress_show(&move->progress, &values, final);
+}
+
+/* The sentence an operator gets: the pagers know causes, QEMU mostly consequences. */
+static int watch_failed(struct move *move, const char *otherwise, struct reason *reason)
+{
+    const char *why = otherwise;
+
+    if (move->main_pager.client) {
+        control_poll(move->main_pager.client);
+    }
+    if (move->main_pager.failed[0]) {
+        why = move->main_pager.failed;
+    } else if (move->source_pager.failed[0]) {
+        why = move->source_pager.failed;
+    } else if (move->stats.reason[0]) {
+        why = move->stats.reason;
+    } else if (move->last.error[0]) {
+        why = move->last.error;
+    }
+    return reason_set(reason, -ECANCELED, "the migration failed: %.200s", why);
+}
+
+/* Give up at the operator's wish, unless it is all over already. */
+static int watch_give_up(struct move *move, const char *why, struct reason *reason)
+{
+    enum driver_phase phase;
+
+    progress_note(&move->progress, "Cancelling");
+    int err = move->driver->ops->cancel(move->driver, &phase, reason);
+    if (!err && phase == DRIVER_COMPLETED) {
+        progress_note(&move->progress, "The guest had moved before it could be cancelled");
+        return 0;
+    }
+    return err ? err : reason_set(reason, -ECANCELED, "%s", why);
+}
+
+static int watch_leases(struct move *move, struct reason *reason)
+{
+    if (move->proceeded) {
+        return 0; /* from here on the daemons may have taken over what the leases held */
+    }
+    if (control_poll(move->main_pager.client) < 0) {
+        return reason_set(reason, -ECONNRESET, "main host's pager closed its connection");
+    }
+    for (unsigned i = 0; i < move->n_subhosts; i++) {
+        if (control_poll(move->subhost[i].client) < 0) {
+            return reason_set(reason, -ECONNRESET,
+                              "sub-host '%s' closed its connection: the guest's region there is "
+                              "gone",
+                              move->subhost[i].policy->name);
+        }
+    }
+    if (move->main_pager.failed[0] || move->source_pager.failed[0]) {
+        return watch_failed(move, "", reason);
+    }
+    return 0;
+}
+
+/* Sleep until something happens that poll(2) can see, or a step has passed. */
+static void watch_wait(struct move *move)
+{
+    struct pollfd fds[PAGEMAP_MAX_SUBHOSTS + 3];
+    nfds_t n = 0;
+    bool quick = units_now_us() - move->started_us < WATCH_QUICK_US;
+    int wait_ms = move->last.phase >= DRIVER_PAUSED ? WATCH_SWITCH_MS
+                  : quick                           ? WATCH_QUICK_MS
+                                                    : WATCH_STEP_MS;
+    int fd = move->driver->ops->fd(move->driver);
+
+    if (fd >= 0) {
+        fds[n++] = (struct pollfd){.fd = fd, .events = POLLIN};
+    }
+    if (!move->proceeded) {
+        fds[n++] = (struct pollfd){.fd = control_fd(move->source_pager.client), .events = POLLIN};
+        fds[n++] = (struct pollfd){.fd = control_fd(move->main_pager.client), .events = POLLIN};
+        for (unsigned i = 0; i < move->n_subhosts; i++) {
+            fds[n++] = (struct pollfd){.fd = control_fd(move->subhost[i].client), .events = POLLIN};
+        }
+    }
+    if (poll(fds, n, wait_ms) > 0) {
+        move->driver->ops->events(move->driver);
+        control_poll(move->source_pager.client);
+    }
+}
+
+static int watch_switch_over(struct move *move, struct reason *reason)
+{
+    fault_point(FAULT_SWITCHOVER);
+    int err = move->driver->ops->proceed(move->driver, reason);
+    move->proceeded = err == 0;
+    return err;
+}
+
+/*
+ * Look once.  Return: 1 to go on, 0 when the source has completed, -errno.
+ *
+ * After proceed() only QEMU's word counts: whatever the pagers report makes its migration fail.
+ */
+static int watch_once(struct move *move, struct reason *reason)
+{
+    struct driver *driver = move->driver;
+    struct reason ignored;
+
+    int err = driver->ops->poll(driver, &move->last, reason);
+    if (err) {
+        return err;
+    }
+    if (move->last.phase == DRIVER_COMPLETED) {
+        return 0;
+    }
+    err = move_refresh(move, move->proceeded ? &ignored : reason);
+    if (err && !move->proceeded) {
+        return err;
+    }
+    if (move->last.phase == DRIVER_FAILED || move->last.phase == DRIVER_CANCELLED) {
+        return watch_failed(move, "somebody cancelled it", reason);
+    }
+    if (move->last.phase == DRIVER_IDLE) {
+        return watch_failed(move, "source QEMU knows nothing of it", reason);
+    }
+    if (!move->proceeded && strcmp(move->stats.state, "failed") == 0) {
+        return watch_failed(move, "the pager gave up", reason);
+    }
+    err = watch_leases(move, reason);
+    if (err) {
+        return err;
+    }
+    if (move->last.phase >= DRIVER_MOVING && (move->stats.pages_done || move->stats.rounds)) {
+        fault_point(FAULT_ROUND);
+    }
+    if (move->last.phase == DRIVER_PAUSED && !move->proceeded) {
+        err = watch_switch_over(move, reason);
+    }
+    return err ? err : 1;
+}
+
+int move_watch(struct move *move, struct reason *reason)
+{
+    uint64_t limit = move->policy.timeout_s * 1000000u;
+    char why[96];
+
+    for (;;) {
+        int rc = watch_once(move, reason);
+        watch_show(move, rc <= 0);
+        if (rc <= 0) {
+            progress_end(&move->progress);
+            return rc;
+        }
+        if (interrupt_pending()) {
+            return watch_give_up(move, "interrupted: the migration was cancelled", reason);
+        }
+        if (limit && units_now_us() - move->started_us > limit) {
+            snprintf(why, sizeof(why), "the migration did not finish within %llu s: it was "
+                                       "cancelled",
+                     (unsigned long long)move->policy.timeout_s);
+            return watch_give_up(move, why, reason);
+        }
+        watch_wait(move);
+    }
+}
