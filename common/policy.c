@@ -492,10 +492,12 @@ int policy_load(struct policy *policy, const char *file, struct reason *reason)
 
 /* ---- options, and the whole ---- */
 
+/* The predictor's key has no option: --policy names the file. */
 static const struct policy_key *policy_option(const char *name)
 {
     for (size_t i = 0; i < POLICY_N_KEYS; i++) {
-        if (strcmp(policy_keys[i].section, POLICY_SUBHOST) != 0 &&
+        if (policy_keys[i].type != POLICY_PREDICTOR &&
+            strcmp(policy_keys[i].section, POLICY_SUBHOST) != 0 &&
             strcmp(policy_keys[i].name, name) == 0) {
             return &policy_keys[i];
         }
