@@ -48,8 +48,28 @@ struct driver_qmp {
     json_t *parameters;
 };
 
-static const char *const driver_capabilities[] = {"events", "return-path",
-                                                  "pause-before-switchover"};
+struct driver_capability {
+    const char *name;
+    bool on;
+};
+
+/*
+ * No pause before the switch-over: QEMU would wait for us with the guest stopped, and for ever if
+ * we died.
+ */
+static const struct driver_capability driver_source_capabilities[] = {
+    {"events", true},
+    {"return-path", true},
+    {"pause-before-switchover", false},
+};
+
+static const struct driver_capability driver_destination_capabilities[] = {
+    {"events", true},
+    {"return-path", true},
+    {"late-block-activate", true},
+};
+
+#define DRIVER_N(array) (sizeof(array) / sizeof((array)[0]))
 
 static struct driver_qmp *driver_of(struct driver *driver)
 {
@@ -69,7 +89,7 @@ static int driver_check_idle(struct driver_qmp *d, struct reason *reason)
         return err;
     }
     const char *status = json_string_value(json_object_get(answer, "status"));
-    for (size_t i = 0; status && i < sizeof(busy) / sizeof(busy[0]) && !err; i++) {
+    for (size_t i = 0; status && i < DRIVER_N(busy) && !err; i++) {
         if (strcmp(status, busy[i]) == 0 || strncmp(status, "postcopy", 8) == 0) {
             err = reason_set(reason, -EBUSY,
                              "source QEMU is migrating already: its migration is '%s'", status);
@@ -184,14 +204,14 @@ static int driver_open(struct driver **driver, const struct target *source,
 
 /* ---- prepare, start ---- */
 
-static int driver_set_capabilities(struct qmp *qmp, const char *const *names, size_t n,
-                                   struct reason *reason)
+static int driver_set_capabilities(struct qmp *qmp, const struct driver_capability *capabilities,
+                                   size_t n, struct reason *reason)
 {
     json_t *list = json_array();
 
     for (size_t i = 0; i < n; i++) {
-        json_array_append_new(list,
-                              json_pack("{s:s, s:b}", "capability", names[i], "state", 1));
+        json_array_append_new(list, json_pack("{s:s, s:b}", "capability", capabilities[i].name,
+                                              "state", capabilities[i].on));
     }
     return qmp_call(qmp, "migrate-set-capabilities", json_pack("{s:o}", "capabilities", list), NULL,
                     QMP_CALL_MS, NULL, reason);
@@ -199,10 +219,8 @@ static int driver_set_capabilities(struct qmp *qmp, const char *const *names, si
 
 static int driver_listen(struct driver_qmp *d, struct reason *reason)
 {
-    static const char *const names[] = {"events", "return-path", "late-block-activate"};
-
-    int err = driver_set_capabilities(&d->destination, names, sizeof(names) / sizeof(names[0]),
-                                      reason);
+    int err = driver_set_capabilities(&d->destination, driver_destination_capabilities,
+                                      DRIVER_N(driver_destination_capabilities), reason);
     if (!err) {
         d->listening = true;
         err = qmp_call(&d->destination, "stop", NULL, NULL, QMP_CALL_MS, NULL, reason);
@@ -229,9 +247,8 @@ static int driver_prepare(struct driver *driver, const struct driver_config *con
     }
     if (!err) {
         d->set = true;
-        err = driver_set_capabilities(
-            &d->source, driver_capabilities,
-            sizeof(driver_capabilities) / sizeof(driver_capabilities[0]), reason);
+        err = driver_set_capabilities(&d->source, driver_source_capabilities,
+                                      DRIVER_N(driver_source_capabilities), reason);
     }
     if (!err) {
         err = qmp_call(&d->source, "migrate-set-parameters",
@@ -273,7 +290,7 @@ static enum driver_phase driver_phase_of(const char *status)
         {"cancelled", DRIVER_CANCELLED},
     };
 
-    for (size_t i = 0; status && i < sizeof(table) / sizeof(table[0]); i++) {
+    for (size_t i = 0; status && i < DRIVER_N(table); i++) {
         if (strcmp(table[i].status, status) == 0) {
             return table[i].phase;
         }
@@ -454,13 +471,13 @@ static void driver_restore(struct driver_qmp *d)
     for (size_t i = 0; i < json_array_size(d->capabilities); i++) {
         json_t *entry = json_array_get(d->capabilities, i);
         const char *name = json_string_value(json_object_get(entry, "capability"));
-        for (size_t k = 0; k < sizeof(driver_capabilities) / sizeof(driver_capabilities[0]); k++) {
-            if (name && strcmp(name, driver_capabilities[k]) == 0) {
+        for (size_t k = 0; name && k < DRIVER_N(driver_source_capabilities); k++) {
+            if (strcmp(name, driver_source_capabilities[k].name) == 0) {
                 json_array_append(list, entry);
             }
         }
     }
-    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+    for (size_t i = 0; i < DRIVER_N(names); i++) {
         json_t *value = json_object_get(d->parameters, names[i]);
         if (value) {
             json_object_set(parameters, names[i], value);

@@ -71,7 +71,7 @@ struct move {
     bool outgoing; /* prepared on the source's pager */
     bool prepared; /* by the driver */
     bool started;
-    bool proceeded; /* past the point where the guest was let go */
+    bool proceeded; /* the switch-over has begun */
 
     struct progress progress;
     struct move_stats stats;

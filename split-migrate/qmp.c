@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "common/log.h"
+#include "split-migrate/fault.h"
 
 #define QMP_CONNECT_MS 5000
 #define QMP_QUIT_MS 10000
@@ -14,10 +15,13 @@
 static void qmp_event(void *opaque, const char *name, const json_t *data)
 {
     struct qmp *qmp = opaque;
+    const char *status = json_string_value(json_object_get(data, "status"));
 
-    (void)data;
-    log_debug("%s: event %s", qmp->role, name);
-    if (strcmp(name, "STOP") == 0) {
+    log_debug("%s: event %s %s", qmp->role, name, status ? status : "");
+    if (strcmp(name, "MIGRATION") == 0 && status && strcmp(status, "device") == 0) {
+        /* Here, for QEMU answers no commands while it sends the last pages. */
+        fault_point(FAULT_SWITCHOVER);
+    } else if (strcmp(name, "STOP") == 0) {
         qmp->stop_us = units_now_us();
     } else if (strcmp(name, "RESUME") == 0) {
         qmp->resume_us = units_now_us();

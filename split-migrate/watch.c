@@ -5,7 +5,8 @@
  * One thread looks at QEMU and at the source's pager in turn, at least ten
  * times a second and at once when one of them sends an event.  The connections
  * to the sub-hosts and the main host's pager are leases, and a closed one
- * means that what it held is gone.
+ * means that what it held is gone - until the switch-over, when the daemons
+ * may already have taken it over.
  */
 #include <errno.h>
 #include <poll.h>
@@ -96,25 +97,43 @@ static int watch_failed(struct move *move, const char *otherwise, struct reason 
     return reason_set(reason, -ECANCELED, "the migration failed: %.200s", why);
 }
 
-/* Give up at the operator's wish, unless it is all over already. */
-static int watch_give_up(struct move *move, const char *why, struct reason *reason)
+/*
+ * Give up, unless QEMU has completed meanwhile: then what follows shows whether the guest is there.
+ */
+static int watch_give_up(struct move *move, int failure)
 {
     enum driver_phase phase;
+    struct reason why = {""};
 
     progress_note(&move->progress, "Cancelling");
-    int err = move->driver->ops->cancel(move->driver, &phase, reason);
-    if (!err && phase == DRIVER_COMPLETED) {
-        progress_note(&move->progress, "The guest had moved before it could be cancelled");
+    int err = move->driver->ops->cancel(move->driver, &phase, &why);
+    if (err) {
+        log_warn("%s", why.text);
+    } else if (phase == DRIVER_COMPLETED) {
+        progress_note(&move->progress, "The guest has moved before it could be cancelled");
         return 0;
     }
-    return err ? err : reason_set(reason, -ECANCELED, "%s", why);
+    return failure;
+}
+
+/* Shall the operator's wish or the clock end it? Return: 0, or -errno with a sentence in @reason. */
+static int watch_limits(const struct move *move, struct reason *reason)
+{
+    uint64_t limit = move->policy.timeout_s * 1000000u;
+
+    if (interrupt_pending()) {
+        return reason_set(reason, -EINTR, "interrupted: the migration was cancelled");
+    }
+    if (limit && units_now_us() - move->started_us > limit) {
+        return reason_set(reason, -ETIMEDOUT,
+                          "the migration did not finish within %llu s: it was cancelled",
+                          (unsigned long long)move->policy.timeout_s);
+    }
+    return 0;
 }
 
 static int watch_leases(struct move *move, struct reason *reason)
 {
-    if (move->proceeded) {
-        return 0; /* from here on the daemons may have taken over what the leases held */
-    }
     if (control_poll(move->main_pager.client) < 0) {
         return reason_set(reason, -ECONNRESET, "main host's pager closed its connection");
     }
@@ -159,77 +178,69 @@ static void watch_wait(struct move *move)
     }
 }
 
-static int watch_switch_over(struct move *move, struct reason *reason)
-{
-    fault_point(FAULT_SWITCHOVER);
-    int err = move->driver->ops->proceed(move->driver, reason);
-    move->proceeded = err == 0;
-    return err;
-}
-
 /*
  * Look once.  Return: 1 to go on, 0 when the source has completed, -errno.
  *
- * After proceed() only QEMU's word counts: whatever the pagers report makes its migration fail.
+ * From the switch-over on only QEMU's word counts: whatever the pagers report makes its migration
+ * fail.
  */
 static int watch_once(struct move *move, struct reason *reason)
 {
     struct driver *driver = move->driver;
-    struct reason ignored;
 
     int err = driver->ops->poll(driver, &move->last, reason);
     if (err) {
         return err;
     }
-    if (move->last.phase == DRIVER_COMPLETED) {
+    enum driver_phase phase = move->last.phase;
+    if (phase == DRIVER_COMPLETED) {
         return 0;
     }
-    err = move_refresh(move, move->proceeded ? &ignored : reason);
-    if (err && !move->proceeded) {
-        return err;
+    move->proceeded |= phase == DRIVER_DEVICE;
+    err = move_refresh(move, reason);
+    if (phase == DRIVER_FAILED || phase == DRIVER_CANCELLED || phase == DRIVER_IDLE) {
+        return watch_failed(move,
+                            phase == DRIVER_IDLE ? "source QEMU knows nothing of it"
+                                                 : "somebody cancelled it",
+                            reason);
     }
-    if (move->last.phase == DRIVER_FAILED || move->last.phase == DRIVER_CANCELLED) {
-        return watch_failed(move, "somebody cancelled it", reason);
+    if (move->proceeded) {
+        return 1;
     }
-    if (move->last.phase == DRIVER_IDLE) {
-        return watch_failed(move, "source QEMU knows nothing of it", reason);
+    if (!err && strcmp(move->stats.state, "failed") == 0) {
+        err = watch_failed(move, "the pager gave up", reason);
     }
-    if (!move->proceeded && strcmp(move->stats.state, "failed") == 0) {
-        return watch_failed(move, "the pager gave up", reason);
+    if (!err) {
+        err = watch_leases(move, reason);
     }
-    err = watch_leases(move, reason);
     if (err) {
         return err;
     }
-    if (move->last.phase >= DRIVER_MOVING && (move->stats.pages_done || move->stats.rounds)) {
+    if (phase >= DRIVER_MOVING && (move->stats.pages_done || move->stats.rounds)) {
         fault_point(FAULT_ROUND);
     }
-    if (move->last.phase == DRIVER_PAUSED && !move->proceeded) {
-        err = watch_switch_over(move, reason);
+    if (phase == DRIVER_PAUSED) {
+        err = driver->ops->proceed(driver, reason);
+        move->proceeded = err == 0;
     }
     return err ? err : 1;
 }
 
 int move_watch(struct move *move, struct reason *reason)
 {
-    uint64_t limit = move->policy.timeout_s * 1000000u;
-    char why[96];
-
     for (;;) {
         int rc = watch_once(move, reason);
+        if (rc == 1 && !move->proceeded) {
+            int err = watch_limits(move, reason);
+            rc = err ? err : 1;
+        }
         watch_show(move, rc <= 0);
+        if (rc < 0) {
+            rc = watch_give_up(move, rc);
+        }
         if (rc <= 0) {
             progress_end(&move->progress);
             return rc;
-        }
-        if (interrupt_pending()) {
-            return watch_give_up(move, "interrupted: the migration was cancelled", reason);
-        }
-        if (limit && units_now_us() - move->started_us > limit) {
-            snprintf(why, sizeof(why), "the migration did not finish within %llu s: it was "
-                                       "cancelled",
-                     (unsigned long long)move->policy.timeout_s);
-            return watch_give_up(move, why, reason);
         }
         watch_wait(move);
     }
