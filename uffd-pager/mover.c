@@ -21,6 +21,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "uffd-pager/mover_internal.h"
@@ -60,6 +61,7 @@ static int start_streams(struct mover *mover)
     for (unsigned i = 0; i < mover->n_targets; i++) {
         for (unsigned c = 0; c < mover->connections; c++) {
             struct mover_stream *stream = mover->target[i].stream[c];
+            stream->connecting = true;
             int err = pthread_create(&stream->thread, NULL, mover_send_main, stream);
             if (err) {
                 return mover_fail(mover, -err, "the mover cannot start a thread: %s",
@@ -73,28 +75,28 @@ static int start_streams(struct mover *mover)
 
 /*
  * Have a stream end.  If replies are still awaited its connection is cut.
- * Return: false if it is connecting, which cannot be interrupted.
+ * Return: false if it goes on connecting, which cannot be interrupted.
  */
 static bool stop_stream(struct mover *mover, struct mover_stream *stream)
 {
+    struct timespec deadline;
     uint64_t one = 1;
 
     if (!stream || !stream->started) {
         return true;
     }
     pthread_mutex_lock(&mover->lock);
-    bool waiting = stream->ready && !mover->main_wanted;
-    bool joinable = stream->connected || stream->ended || waiting;
+    bool connecting = stream->connecting;
     if (stream->connected && (mover->failed || mover->outstanding)) {
         shutdown(stream->client.fd, SHUT_RDWR);
     }
     pthread_mutex_unlock(&mover->lock);
     ssize_t ignored = write(stream->wake, &one, sizeof(one));
     (void)ignored;
-    if (joinable) {
-        pthread_join(stream->thread, NULL);
-    }
-    return joinable;
+    clock_gettime(CLOCK_REALTIME, &deadline);
+    deadline.tv_sec += 1;
+    return (connecting ? pthread_timedjoin_np(stream->thread, NULL, &deadline)
+                       : pthread_join(stream->thread, NULL)) == 0;
 }
 
 static bool stop_streams(struct mover *mover)
@@ -106,7 +108,7 @@ static bool stop_streams(struct mover *mover)
     pthread_mutex_unlock(&mover->lock);
     for (unsigned i = 0; mover->target && i < mover->n_targets; i++) {
         for (unsigned c = 0; c < mover->connections; c++) {
-            all = stop_stream(mover, mover->target[i].stream[c]) && all;
+            all = all && stop_stream(mover, mover->target[i].stream[c]);
         }
     }
     return all;

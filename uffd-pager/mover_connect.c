@@ -11,6 +11,14 @@
 
 #include "uffd-pager/mover_internal.h"
 
+static void connect_set(struct mover_stream *stream, bool connecting, bool connected)
+{
+    pthread_mutex_lock(&stream->mover->lock);
+    stream->connecting = connecting;
+    stream->connected = connected;
+    pthread_mutex_unlock(&stream->mover->lock);
+}
+
 static int connect_failed(struct mover_stream *stream, int err, const struct reason *reason)
 {
     return mover_fail(stream->mover, err, "%s cannot be used: %s", stream->target->title,
@@ -25,12 +33,9 @@ bool mover_stopped(struct mover *mover)
     return stop;
 }
 
-static void connect_ready(struct mover_stream *stream)
+static void connect_ready(struct mover *mover)
 {
-    struct mover *mover = stream->mover;
-
     pthread_mutex_lock(&mover->lock);
-    stream->ready = true;
     mover->n_ready++;
     pthread_mutex_unlock(&mover->lock);
     mover_notify(mover);
@@ -44,18 +49,13 @@ static int connect_export(struct mover_stream *stream, int timeout_ms)
 
     int err = nbd_client_connect(&stream->client, &target->endpoint, target->export_name,
                                  timeout_ms, &reason);
+    connect_set(stream, false, err == 0);
     if (err) {
         stream->client.fd = -1;
     } else if (stream->client.size < mover->layout.flat_size) {
         err = reason_set(&reason, -EINVAL, "its export is smaller than the guest's RAM");
     }
-    if (err) {
-        return connect_failed(stream, err, &reason);
-    }
-    pthread_mutex_lock(&mover->lock);
-    stream->connected = true;
-    pthread_mutex_unlock(&mover->lock);
-    return 0;
+    return err ? connect_failed(stream, err, &reason) : 0;
 }
 
 static int connect_map(struct mover_stream *stream)
@@ -89,15 +89,17 @@ static int connect_main(struct mover_stream *stream)
     bool wanted = false;
 
     int fd = endpoint_connect(&stream->target->endpoint, MOVER_CONNECT_TIMEOUT_MS, &reason);
+    connect_set(stream, false, false);
     if (fd < 0) {
         return connect_failed(stream, fd, &reason);
     }
     close(fd);
-    connect_ready(stream);
+    connect_ready(mover);
     while (!wanted && !mover_stopped(mover)) {
         poll(&pfd, 1, -1);
         pthread_mutex_lock(&mover->lock);
-        wanted = mover->main_wanted;
+        wanted = mover->main_wanted && !mover->failed && !mover->stop;
+        stream->connecting = wanted;
         pthread_mutex_unlock(&mover->lock);
     }
     int err = wanted ? connect_export(stream, MOVER_ARRIVAL_TIMEOUT_MS) : -ECANCELED;
@@ -111,7 +113,7 @@ int mover_connect(struct mover_stream *stream)
     }
     int err = connect_export(stream, MOVER_CONNECT_TIMEOUT_MS);
     if (!err) {
-        connect_ready(stream);
+        connect_ready(stream->mover);
     }
     return err;
 }

@@ -84,11 +84,10 @@ struct mover_stream {
     struct mover *mover;
     struct mover_target *target;
     pthread_t thread;
-    bool started;   /* main thread */
-    bool ready;     /* mover.lock: connected, or the host answers and its exports are not wanted yet */
-    bool connected; /* mover.lock: client.fd may be shut down */
-    bool ended;     /* mover.lock */
-    bool idle;      /* mover.lock: sleeps until `wake` is written */
+    bool started;    /* main thread */
+    bool connecting; /* mover.lock: in a call that cannot be interrupted */
+    bool connected;  /* mover.lock: client.fd may be shut down */
+    bool idle;       /* mover.lock: sleeps until `wake` is written */
     int wake;  /* eventfd */
     struct nbd_client client;
     struct mover_slot *slots;

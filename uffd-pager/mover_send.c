@@ -320,8 +320,5 @@ void *mover_send_main(void *arg)
             err = mover_stream_wait(stream);
         }
     }
-    pthread_mutex_lock(&stream->mover->lock);
-    stream->ended = true;
-    pthread_mutex_unlock(&stream->mover->lock);
     return NULL;
 }

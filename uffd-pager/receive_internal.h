@@ -62,7 +62,7 @@ struct receive_read {
     struct receive_read *next;
     uint64_t offset;
     uint32_t length;
-    uint8_t bytes[] __attribute__((aligned(64)));
+    uint8_t bytes[];
 };
 
 /* One client of the RAM export; used by its connection's thread only. */

@@ -31,6 +31,11 @@ ZERO = bytes(PAGE)
 TICKET = "0123456789abcdef"
 
 
+# A sanitizer's report must be seen.
+for _name in ("ASAN_OPTIONS", "TSAN_OPTIONS", "UBSAN_OPTIONS"):
+    os.environ.setdefault(_name, "exitcode=99:halt_on_error=1:print_stacktrace=1")
+
+
 def tool():
     path = os.path.join(BUILD, "tests", "tools", "movertool")
     if not os.path.exists(path):
