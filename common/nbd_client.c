@@ -127,10 +127,9 @@ static int talk_send(const struct talk *talk, const void *from, size_t n)
 }
 
 static int send_go(const struct talk *talk, uint16_t server_flags, const char *export,
-                   struct reason *reason)
+                   size_t length, struct reason *reason)
 {
     uint8_t message[sizeof(struct go_head) + NBD_MAX_STRING + 2];
-    size_t length = strlen(export);
 
     if (length > NBD_MAX_STRING) {
         return reason_set(reason, -EINVAL, "an export's name has at most %u characters",
@@ -234,7 +233,7 @@ static int negotiate(const struct talk *talk, struct nbd_client *client, const c
         !(flags & NBD_FLAG_FIXED_NEWSTYLE)) {
         return reason_set(reason, -EPROTO, "the peer does not speak NBD's fixed newstyle");
     }
-    err = send_go(talk, flags, export, reason);
+    err = send_go(talk, flags, export, strlen(export), reason);
     for (int n = 0; !err && !done; n++) {
         err = n < MAX_OPTION_REPLIES ? receive_go_reply(talk, client, &sized, &done, reason)
                                      : -EPROTO;

@@ -92,6 +92,12 @@ static uint8_t *put_u64(uint8_t *p, uint64_t value)
     return p + sizeof(value);
 }
 
+static uint8_t *put_bytes(uint8_t *p, const void *bytes, size_t n)
+{
+    memcpy(p, bytes, n);
+    return p + n;
+}
+
 /* The header of an option's reply and room for @length more bytes, which it returns. */
 static uint8_t *reply_begin(struct nbd_connection *conn, uint32_t option, uint32_t type,
                             uint32_t length)
@@ -120,7 +126,7 @@ static int reply_error(struct nbd_connection *conn, uint32_t option, uint32_t ty
     if (!p) {
         return -ECONNRESET;
     }
-    memcpy(p, sentence, length);
+    put_bytes(p, sentence, length);
     return 0;
 }
 
@@ -213,7 +219,7 @@ static int reply_infos(struct nbd_connection *conn, uint32_t option, struct body
         if (!p) {
             return -ECONNRESET;
         }
-        memcpy(put_u16(p, NBD_INFO_NAME), name, length);
+        put_bytes(put_u16(p, NBD_INFO_NAME), name, length);
     }
     return reply_plain(conn, option, NBD_REP_ACK);
 }
@@ -276,7 +282,7 @@ static void list_add(void *to, const char *name)
     uint8_t *p = reply_begin(conn, NBD_OPT_LIST, NBD_REP_SERVER, 4 + length);
 
     if (p) { /* if not, the socket is dead, and the next reply finds out */
-        memcpy(put_u32(p, length), name, length);
+        put_bytes(put_u32(p, length), name, length);
     }
 }
 
@@ -354,7 +360,7 @@ static int option_meta(struct nbd_connection *conn, uint32_t option, struct body
         if (!p) {
             return -ECONNRESET;
         }
-        memcpy(put_u32(p, setting ? NBD_META_ALLOCATION : 0), CONTEXT_NAME, size);
+        put_bytes(put_u32(p, setting ? NBD_META_ALLOCATION : 0), CONTEXT_NAME, size);
     }
     if (setting) {
         conn->allocation = wanted;

@@ -82,14 +82,22 @@ static inline uint64_t word_mask(unsigned w, unsigned first, unsigned end)
     return below_high & ~(((uint64_t)1 << low) - 1);
 }
 
-#define for_each_word(w, slice)                                                                    \
-    for (unsigned w = (slice)->first / 64; w <= ((slice)->end - 1) / 64; w++)
+/* The words a slice has bits in: [words_first, words_end). */
+static inline unsigned words_first(const struct slice *slice)
+{
+    return slice->first / 64;
+}
+
+static inline unsigned words_end(const struct slice *slice)
+{
+    return (slice->end + 63) / 64;
+}
 
 static inline unsigned count_stored(const struct slice *slice)
 {
     unsigned n = 0;
 
-    for_each_word(w, slice) {
+    for (unsigned w = words_first(slice); w < words_end(slice); w++) {
         uint64_t mask = word_mask(w, slice->first, slice->end);
         n += (unsigned)__builtin_popcountll(slice->chunk->stored[w] & mask);
     }
@@ -100,7 +108,7 @@ static inline bool all_exist(const struct slice *slice)
 {
     uint64_t missing = 0;
 
-    for_each_word(w, slice) {
+    for (unsigned w = words_first(slice); w < words_end(slice); w++) {
         missing |= ~slice->chunk->exists[w] & word_mask(w, slice->first, slice->end);
     }
     return !missing;
@@ -108,7 +116,7 @@ static inline bool all_exist(const struct slice *slice)
 
 static inline void set_exist(struct slice *slice, bool exist)
 {
-    for_each_word(w, slice) {
+    for (unsigned w = words_first(slice); w < words_end(slice); w++) {
         uint64_t mask = word_mask(w, slice->first, slice->end);
         slice->chunk->exists[w] = exist ? slice->chunk->exists[w] | mask
                                         : slice->chunk->exists[w] & ~mask;
@@ -117,7 +125,7 @@ static inline void set_exist(struct slice *slice, bool exist)
 
 static inline void set_stored(struct slice *slice, bool stored)
 {
-    for_each_word(w, slice) {
+    for (unsigned w = words_first(slice); w < words_end(slice); w++) {
         uint64_t mask = word_mask(w, slice->first, slice->end);
         slice->chunk->stored[w] = stored ? slice->chunk->stored[w] | mask
                                          : slice->chunk->stored[w] & ~mask;

@@ -39,26 +39,33 @@ static struct store_entry **find(struct store *store, const char *name, size_t l
 {
     struct store_entry **link = &store->entries;
 
-    while (*link && (strncmp((*link)->name, name, length) != 0 || (*link)->name[length])) {
+    if (length > STORE_WORD_MAX) {
+        length = STORE_WORD_MAX + 1; /* no name is that long: finds nothing */
+    }
+    while (*link && (strnlen((*link)->name, STORE_WORD_MAX) != length ||
+                     memcmp((*link)->name, name, length) != 0)) {
         link = &(*link)->next;
     }
     return link;
 }
 
-/* Caller holds the lock: find an entry for a control client. */
-static int find_checked(struct store *store, const char *name, const char *ticket,
-                        struct store_entry ***link, struct reason *reason)
+/* Caller holds the lock: find a control client's entry; NULL, and *err and @reason, if there is none. */
+static struct store_entry **find_checked(struct store *store, const char *name, const char *ticket,
+                                         int *err, struct reason *reason)
 {
     const char *given = ticket ? ticket : "";
+    struct store_entry **link = find(store, name, strlen(name));
 
-    *link = word_is_valid(name) ? find(store, name, strlen(name)) : NULL;
-    if (!*link || !**link) {
-        return reason_set(reason, -ENOENT, "there is no region '%.*s'", STORE_WORD_MAX, name);
+    *err = 0;
+    if (!word_is_valid(name) || !*link) {
+        *err = reason_set(reason, -ENOENT, "there is no region '%.*s'", STORE_WORD_MAX, name);
+        return NULL;
     }
-    if (!ticket_matches(**link, given, strlen(given))) {
-        return reason_set(reason, -EACCES, "this is not the ticket of region '%s'", name);
+    if (!ticket_matches(*link, given, strlen(given))) {
+        *err = reason_set(reason, -EACCES, "this is not the ticket of region '%s'", name);
+        return NULL;
     }
-    return 0;
+    return link;
 }
 
 static struct store_entry *entry_new(const struct store_request *request, struct region *region)
@@ -122,11 +129,11 @@ int store_create(struct store *store, const struct store_request *request, struc
 
 int store_keep(struct store *store, const char *name, const char *ticket, struct reason *reason)
 {
-    struct store_entry **link;
+    int err;
 
     pthread_mutex_lock(&store->lock);
-    int err = find_checked(store, name, ticket, &link, reason);
-    if (!err) {
+    struct store_entry **link = find_checked(store, name, ticket, &err, reason);
+    if (link) {
         (*link)->owner = NULL;
     }
     pthread_mutex_unlock(&store->lock);
@@ -161,13 +168,11 @@ static void dispose(struct store *store, struct store_entry *entry)
 
 int store_delete(struct store *store, const char *name, const char *ticket, struct reason *reason)
 {
-    struct store_entry **link, *entry = NULL;
+    int err;
 
     pthread_mutex_lock(&store->lock);
-    int err = find_checked(store, name, ticket, &link, reason);
-    if (!err) {
-        entry = take(store, link);
-    }
+    struct store_entry **link = find_checked(store, name, ticket, &err, reason);
+    struct store_entry *entry = link ? take(store, link) : NULL;
     pthread_mutex_unlock(&store->lock);
     if (entry) {
         dispose(store, entry);
