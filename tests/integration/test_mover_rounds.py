@@ -4,6 +4,8 @@
 import os
 import random
 import sys
+import threading
+import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 from moverkit import (CHUNK_PAGES, HOT, LOCAL, PAGE, REMOTE, UNTOUCHED, ZERO, Failure, Lab, fill,
@@ -147,11 +149,46 @@ def test_main_arrives_late():
         lab.close()
 
 
+def test_guest_writes_all_the_time():
+    """As a live guest does: what changes after a page was handed over is handed over again."""
+    rng = random.Random(17)
+    lab = Lab(SIZES, 2)
+    try:
+        fill(lab.source, rng, "mixed")
+        lab.begin(random_partition(lab.source, rng, 2))
+        pages = list(lab.source.pages())
+        dirty, stop = [set()], threading.Event()
+
+        def write():
+            own = random.Random(18)
+            contents = [own.randbytes(PAGE) for _ in range(16)] + [ZERO] * 6
+            while not stop.is_set():
+                page = own.choice(pages)
+                lab.source.write(page, own.choice(contents))
+                dirty[0].add(page)
+
+        guest = threading.Thread(target=write)
+        guest.start()
+        lab.mover.hand_over(lab.source, pages, 1)
+        for number in range(2, 12):
+            time.sleep(0.05)
+            taken, dirty[0] = dirty[0], set()
+            time.sleep(0.001)  # a writer that is between its write and its mark has marked `taken`
+            lab.mover.hand_over(lab.source, sorted(taken), number)
+        stop.set()
+        guest.join()
+        lab.mover.hand_over(lab.source, sorted(dirty[0] | taken), 12)
+        page_map = lab.finish()
+        lab.mover.drain()
+        lab.check(page_map)
+    finally:
+        lab.close()
+
+
 def test_bandwidth_limit():
     rng = random.Random(16)
     lab = Lab({"pc.ram": 8 << 20}, 1)
     try:
-        import time
         fill(lab.source, rng, "random")
         lab.begin(random_partition(lab.source, rng, 1), bandwidth=8 << 20)
         start = time.monotonic()
@@ -168,4 +205,5 @@ if __name__ == "__main__":
     run_tests([test_random_one_subhost, test_sparse_two_subhosts, test_mixed_five_subhosts, test_zero,
                test_rounds, test_rounds_five_subhosts_one_connection, test_rounds_many_connections,
                test_budget_smaller_than_hot_pages, test_budget_zero, test_main_full_before_its_budget,
-               test_stale_pages_are_punched, test_main_arrives_late, test_bandwidth_limit])
+               test_stale_pages_are_punched, test_main_arrives_late,
+               test_guest_writes_all_the_time, test_bandwidth_limit])
