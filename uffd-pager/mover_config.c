@@ -41,7 +41,7 @@ static int config_text(const json_t *object, const char *key, char *to, size_t s
 static int config_block(struct mover *mover, const json_t *object, int *fd, struct reason *reason)
 {
     struct layout_block *block = &mover->layout.block[mover->layout.n_blocks];
-    uint64_t index;
+    uint64_t index = 0;
 
     int err = config_number(object, "index", UINT32_MAX, &index, reason);
     if (!err) {
@@ -226,8 +226,8 @@ static int config_targets(struct mover *mover, const json_t *config, struct reas
     mover->connections = connections ? (unsigned)connections : 1;
     mover->n_targets = 1 + (unsigned)n;
     mover->target = calloc(mover->n_targets, sizeof(*mover->target));
-    if (!mover->target && !err) {
-        err = reason_set(reason, -ENOMEM, "the mover is out of memory");
+    if (!mover->target) {
+        return reason_set(reason, -ENOMEM, "the mover is out of memory");
     }
     for (unsigned i = 0; i < mover->n_targets && !err; i++) {
         err = config_target(mover, i, i ? json_array_get(subhosts, i - 1) : main_host, reason);
