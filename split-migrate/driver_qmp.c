@@ -425,6 +425,7 @@ static int driver_hand_over(struct driver *driver, bool *sent, struct reason *re
         d->handed_over = true;
         return 0;
     }
+    qmp_events(&d->destination); /* a monitor that is known to be closed gets nothing sent */
     int err = qmp_call(&d->destination, "cont", NULL, NULL, QMP_POLL_MS, sent, reason);
     d->handed_over = *sent;
     while (!err && !running) {
