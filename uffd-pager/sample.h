@@ -38,4 +38,10 @@ uint64_t sample_accessed(const struct sample *sample);
 /** sample_stop() - unregister (which wakes whoever waits), stop, free */
 void sample_stop(struct sample *sample);
 
+/**
+ * sample_clear() - unregister what an earlier worker may have left registered on an unsplit guest
+ * Whoever waits is woken.  Return: 0 or -errno.
+ */
+int sample_clear(const struct layout *layout, int uffd);
+
 #endif

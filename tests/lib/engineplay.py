@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Run tests/tools/engineplay (a guest and an engine) against sub-hosts, and talk to it."""
+
+import json
+import os
+import queue
+import subprocess
+import threading
+import time
+
+from subhost import BUILD, PAGE
+
+ENGINEPLAY = os.path.join(BUILD, "tests", "tools", "engineplay")
+NAME = "11111111-2222-3333-4444-555555555555"
+
+
+def with_region(subhost, size, limit=None):
+    """Make the guest's region on a sub-host; return the control connection that keeps it."""
+    control = subhost.control()
+    control.call("region-create", name=NAME, size=size, reserve=0, limit=limit or size)
+    return control
+
+
+class EnginePlay:
+    """Options become --name=value; addresses are the sub-hosts' data addresses."""
+
+    def __init__(self, addresses, start=True, **options):
+        words = [ENGINEPLAY]
+        for address in addresses:
+            words += ["--subhost", "%s,%s" % (address, NAME)]
+        for name, value in options.items():
+            values = value if isinstance(value, (list, tuple)) else [value]
+            for one in values:
+                words += ["--" + name.replace("_", "-"), str(one)]
+        self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.events = []
+        self.answers = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+        assert self._answer(60) == "ready"
+        if start:
+            self.start()
+
+    def _read(self):
+        for line in self.process.stdout:
+            message = json.loads(line)
+            if "event" in message:
+                message["event"]["time"] = time.monotonic()
+                self.events.append(message["event"])
+            else:
+                self.answers.put(message["return"])
+        self.answers.put(None)
+
+    def _answer(self, seconds):
+        answer = self.answers.get(timeout=seconds)
+        assert answer is not None, "engineplay ended: %s" % self.process.wait(5)
+        return answer
+
+    def __call__(self, *words, seconds=60):
+        self.process.stdin.write((" ".join(map(str, words)) + "\n").encode())
+        self.process.stdin.flush()
+        return self._answer(seconds)
+
+    def start(self):
+        answer = self("engine")
+        assert answer["err"] == 0, answer
+
+    def play(self, seconds):
+        """Let the guest run for a while; return the statistics."""
+        self("go")
+        time.sleep(seconds)
+        self("halt")
+        return self("stats")
+
+    def event(self, name):
+        return [e for e in self.events if e["name"] == name]
+
+    def check(self):
+        """All that the guest can see must be right."""
+        self("halt")
+        self("verify")
+        stats = self("stats")
+        assert stats["errors"] == 0, stats
+        return stats
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        try:
+            self.process.stdin.close()
+            self.process.wait(20)
+        except (OSError, subprocess.TimeoutExpired):
+            self.process.kill()
+            self.process.wait()

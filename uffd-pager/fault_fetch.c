@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * fault_fetch.c - page-in: READs on a fault thread's own links
+ *
+ * A READ's cookie is its slot and the slot's generation.  A connection that breaks is replaced, and
+ * what was owed on it is asked again; to read a page that only we may change is idempotent.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+
+#include "uffd-pager/fault.h"
+#include "uffd-pager/uffd_abi.h"
+
+#define FETCH_RX (64u * (sizeof(struct nbd_simple_reply) + PAGE_BYTES))
+
+static uint64_t fetch_cookie(const struct fault_thread *thread, const struct fault_request *slot)
+{
+    return (uint64_t)slot->generation << 16 | (uint64_t)(slot - thread->slot);
+}
+
+static void fetch_free(struct fault_thread *thread, struct fault_request *slot)
+{
+    slot->used = false;
+    slot->generation++;
+    slot->next = thread->free_slot;
+    thread->free_slot = (uint16_t)(slot - thread->slot);
+    thread->in_flight--;
+}
+
+static const struct layout_block *fetch_block(const struct fault_thread *thread, uint64_t page)
+{
+    return layout_by_flat(thread->engine->layout, page * PAGE_BYTES);
+}
+
+static void fetch_lost(struct fault_thread *thread, struct fault_request *slot, bool refused)
+{
+    struct engine *engine = thread->engine;
+
+    install_lost(engine, fetch_block(thread, slot->page), slot->page);
+    if (slot->host < engine->config.n_subhosts) {
+        link_lost_page(&engine->hosts[slot->host], refused);
+    }
+    fetch_free(thread, slot);
+}
+
+static void fetch_send(struct fault_thread *thread, struct fault_request *slot)
+{
+    struct link *link = &thread->links[slot->host];
+
+    slot->sent = link->fd >= 0 && link_queue(link, NBD_CMD_READ, fetch_cookie(thread, slot),
+                                             slot->page * PAGE_BYTES, (uint32_t)PAGE_BYTES);
+    if (slot->sent) {
+        link_sent(link, thread->now_us);
+    }
+}
+
+void fetch_begin(struct fault_thread *thread, uint64_t page, bool write, uint64_t began_us)
+{
+    struct engine *engine = thread->engine;
+    struct fault_request *slot = &thread->slot[thread->free_slot];
+
+    thread->free_slot = slot->next;
+    thread->in_flight++;
+    slot->used = true;
+    slot->sent = false;
+    slot->page = page;
+    slot->write = write;
+    slot->began_us = began_us;
+    slot->host =
+        atomic_load_explicit(&engine->map->subhost[page_chunk(page)], memory_order_relaxed);
+    if (slot->host >= engine->config.n_subhosts) {
+        log_error("a page is on a sub-host that nobody knows");
+        fetch_lost(thread, slot, true);
+    } else if (link_host_lost(&engine->hosts[slot->host])) {
+        fetch_lost(thread, slot, false);
+    } else {
+        fetch_send(thread, slot);
+    }
+}
+
+static void fetch_done(struct fault_thread *thread, struct fault_request *slot, const void *contents)
+{
+    struct engine *engine = thread->engine;
+    uint64_t page = slot->page;
+    int err = install_fetched(engine, fetch_block(thread, page), page, contents, slot->write);
+    uint64_t began_us = slot->began_us;
+    bool write = slot->write;
+
+    fetch_free(thread, slot);
+    if (err < 0) {
+        fault_again(thread, page, write ? UFFD_PAGEFAULT_FLAG_WRITE : 0, began_us, err);
+        return;
+    }
+    stats_record(&engine->stats.fault_us, units_now_us() - began_us);
+    stats_add(&engine->stats.page_ins, 1);
+    predictor_note(engine->predictor, page_chunk(page), PREDICTOR_FAULT);
+    prefetch_push(engine, page);
+}
+
+/* Return: 1 if a reply was used, 0 if there is none whole, -errno if the connection is no good. */
+static int fetch_reply(struct fault_thread *thread, struct link *link)
+{
+    struct link_reply reply;
+    int rc = link_peek(link, &reply);
+
+    if (rc <= 0) {
+        return rc;
+    }
+    struct fault_request *slot = &thread->slot[reply.cookie & 0xffff & (FAULT_SLOTS - 1)];
+    if (!slot->used || !slot->sent || reply.cookie != fetch_cookie(thread, slot) ||
+        slot->host != link->host->index) {
+        return -EPROTO;
+    }
+    if (reply.error == -EIO) {
+        link_consume(link, 0, true, thread->now_us);
+        fetch_lost(thread, slot, true);
+        return 1;
+    }
+    if (reply.error < 0) {
+        return reply.error; /* it cannot now: try again on another connection, a little later */
+    }
+    const void *contents = link_payload(link, (uint32_t)PAGE_BYTES);
+    if (!contents) {
+        return 0;
+    }
+    fetch_done(thread, slot, contents);
+    link_consume(link, (uint32_t)PAGE_BYTES, true, thread->now_us);
+    return 1;
+}
+
+static void fetch_broken(struct fault_thread *thread, struct link *link, int err)
+{
+    link_broken(link, strerror(-err), thread->now_us);
+    for (unsigned i = 0; i < FAULT_SLOTS; i++) {
+        if (thread->slot[i].used && thread->slot[i].host == link->host->index) {
+            thread->slot[i].sent = false;
+        }
+    }
+}
+
+static bool fetch_receive_link(struct fault_thread *thread, struct link *link)
+{
+    ssize_t n = link_receive(link);
+    bool busy = n > 0;
+    int rc = (int)(n < 0 ? n : 0);
+
+    if (busy) {
+        thread->now_us = units_now_us();
+        do {
+            rc = fetch_reply(thread, link);
+        } while (rc > 0);
+    }
+    if (rc < 0) {
+        fetch_broken(thread, link, rc);
+    }
+    return busy;
+}
+
+bool fetch_receive(struct fault_thread *thread)
+{
+    bool busy = false;
+
+    for (unsigned i = 0; i < thread->engine->config.n_subhosts; i++) {
+        struct link *link = &thread->links[i];
+        if (link->fd >= 0 && link->owed) {
+            busy |= fetch_receive_link(thread, link);
+        }
+    }
+    return busy;
+}
+
+void fetch_flush(struct fault_thread *thread)
+{
+    for (unsigned i = 0; i < thread->engine->config.n_subhosts; i++) {
+        struct link *link = &thread->links[i];
+        if (link->fd >= 0 && link->tx_have) {
+            int err = link_flush(link);
+            if (err < 0 && err != -EAGAIN) {
+                fetch_broken(thread, link, err);
+            }
+        }
+    }
+}
+
+static void fetch_attend_host(struct fault_thread *thread, struct link *link)
+{
+    bool lost = link_host_lost(link->host);
+
+    for (unsigned i = 0; i < FAULT_SLOTS; i++) {
+        struct fault_request *slot = &thread->slot[i];
+        if (!slot->used || slot->host != link->host->index || slot->sent) {
+            continue;
+        }
+        if (lost && link->fd < 0) {
+            fetch_lost(thread, slot, false);
+        } else {
+            fetch_send(thread, slot);
+        }
+    }
+}
+
+/*
+ * An idle link is read only when something is owed, so that its end is noticed here: EPOLLIN without
+ * a request under way can only be the end of the connection or a peer that talks out of turn.
+ */
+static void fetch_check_idle(struct fault_thread *thread, struct link *link)
+{
+    if (link->fd >= 0 && !link->owed) {
+        ssize_t n = link_receive(link);
+        if (n != 0) {
+            fetch_broken(thread, link, n < 0 ? (int)n : -EPROTO);
+        }
+    }
+}
+
+void fetch_attend(struct fault_thread *thread)
+{
+    thread->now_us = units_now_us();
+    for (unsigned i = 0; i < thread->engine->config.n_subhosts; i++) {
+        struct link *link = &thread->links[i];
+        if (link_take(link)) {
+            fault_poll_add(thread, link->fd, EPOLLIN | EPOLLRDHUP, i);
+        }
+        fetch_check_idle(thread, link);
+        if (link_silent(link, thread->now_us)) {
+            fetch_broken(thread, link, -ETIMEDOUT);
+        }
+        fetch_attend_host(thread, link);
+    }
+}
+
+int fetch_open(struct fault_thread *thread)
+{
+    struct engine *engine = thread->engine;
+    unsigned n = engine->config.n_subhosts;
+
+    thread->links = calloc(n ? n : 1, sizeof(*thread->links));
+    if (!thread->links) {
+        return -ENOMEM;
+    }
+    for (unsigned i = 0; i < n; i++) {
+        int err = link_open(&thread->links[i], &engine->hosts[i], true, thread->kick, FETCH_RX,
+                            FAULT_SLOTS * sizeof(struct nbd_request));
+        if (err < 0) {
+            return err;
+        }
+    }
+    return 0;
+}
+
+void fetch_close(struct fault_thread *thread)
+{
+    struct engine *engine = thread->engine;
+
+    for (unsigned i = 0; i < FAULT_SLOTS; i++) {
+        struct fault_request *slot = &thread->slot[i];
+        if (slot->used) {
+            room_give(engine, page_chunk(slot->page), 1);
+            page_release(engine->map, slot->page, PAGE_REMOTE);
+        }
+    }
+    for (unsigned i = 0; thread->links && i < engine->config.n_subhosts; i++) {
+        link_close(&thread->links[i]);
+    }
+    free(thread->links);
+    thread->links = NULL;
+}

@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * install.c - a page's byte and the kernel's view of it, changed together
+ *
+ * The kernel wakes the faulter inside the ioctl, before we unlock the page.  What faults in between
+ * (a write to a page that was just installed write-protected, say) finds the page busy, leaves
+ * PAGE_MISSED in its byte and is woken after unlocking.  A second wake costs a system call only
+ * then.
+ *
+ * Should there be contents in the file where the map has none, the file is right: whatever put them
+ * there, they are at least as new as any other copy (the rule of pagemap_recover).
+ */
+#include "uffd-pager/install.h"
+
+#include <errno.h>
+
+#include "uffd-pager/uffd_abi.h"
+
+bool page_missed(struct pagemap *map, uint64_t page)
+{
+    uint8_t byte = pagemap_get(map, page);
+
+    while (byte & PAGE_BUSY) {
+        if (byte & PAGE_MISSED ||
+            atomic_compare_exchange_weak_explicit(&map->pages[page], &byte,
+                                                  (uint8_t)(byte | PAGE_MISSED),
+                                                  memory_order_acq_rel, memory_order_acquire)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+void page_retag(struct pagemap *map, uint64_t page, uint8_t state)
+{
+    uint8_t byte = pagemap_get(map, page);
+
+    while (!atomic_compare_exchange_weak_explicit(
+        &map->pages[page], &byte, (uint8_t)((byte & ~PAGE_STATE_MASK) | state),
+        memory_order_acq_rel, memory_order_acquire)) {
+    }
+}
+
+bool page_release(struct pagemap *map, uint64_t page, uint8_t state)
+{
+    return atomic_exchange_explicit(&map->pages[page], state, memory_order_acq_rel) & PAGE_MISSED;
+}
+
+void page_wake(struct engine *engine, const struct layout_block *block, uint64_t first, uint64_t n)
+{
+    if (uffd_wake(engine->uffd, page_hva(block, first), n * PAGE_BYTES) == -ESRCH) {
+        engine_gone(engine);
+    }
+}
+
+void page_unlock(struct engine *engine, const struct layout_block *block, uint64_t page,
+                 uint8_t state)
+{
+    page_unlock_run(engine, block, page, 1, state);
+}
+
+void page_unlock_run(struct engine *engine, const struct layout_block *block, uint64_t first,
+                     uint64_t n, uint8_t state)
+{
+    bool missed = false;
+
+    for (uint64_t page = first; page < first + n; page++) {
+        missed |= page_release(engine->map, page, state);
+    }
+    if (missed) {
+        page_wake(engine, block, first, n);
+    }
+}
+
+static void install_failed(struct engine *engine, int err)
+{
+    if (err == -ESRCH) {
+        engine_gone(engine);
+    } else if (err != -ENOENT) {
+        stats_add(&engine->stats.install_errors, 1);
+    }
+}
+
+int install_fetched(struct engine *engine, const struct layout_block *block, uint64_t page,
+                    const void *contents, bool write)
+{
+    int err = uffd_copy(engine->uffd, page_hva(block, page), contents, !write);
+
+    if (err == 0) {
+        page_unlock(engine, block, page, write ? PAGE_LOCAL : PAGE_CLEAN);
+        return 0;
+    }
+    if (err == -EEXIST) {
+        uffd_unprotect(engine->uffd, page_hva(block, page), PAGE_BYTES);
+        page_release(engine->map, page, PAGE_LOCAL);
+        page_wake(engine, block, page, 1);
+        return 0;
+    }
+    install_failed(engine, err);
+    room_give(engine, page_chunk(page), 1);
+    page_unlock(engine, block, page, PAGE_REMOTE);
+    return err;
+}
+
+int install_zero(struct engine *engine, const struct layout_block *block, uint64_t first,
+                 uint64_t n)
+{
+    uint64_t done;
+    int err = uffd_zero(engine->uffd, page_hva(block, first), n * PAGE_BYTES, &done);
+    uint64_t pages = done / PAGE_BYTES;
+
+    page_unlock_run(engine, block, first, pages, PAGE_LOCAL);
+    if (pages == n) {
+        return 0;
+    }
+    if (err == -EEXIST) {
+        page_release(engine->map, first + pages, PAGE_LOCAL);
+        page_wake(engine, block, first + pages, 1);
+        pages++;
+        err = 0;
+    } else {
+        install_failed(engine, err);
+    }
+    if (pages < n) {
+        room_give(engine, page_chunk(first), (unsigned)(n - pages));
+        page_unlock_run(engine, block, first + pages, n - pages, PAGE_UNTOUCHED);
+    }
+    return pages ? 0 : err;
+}
+
+int install_resident(struct engine *engine, const struct layout_block *block, uint64_t first,
+                     uint64_t n, uint8_t state)
+{
+    int result = 0;
+
+    for (uint64_t at = 0; at < n;) {
+        uint64_t done;
+        int err = uffd_continue(engine->uffd, page_hva(block, first + at), (n - at) * PAGE_BYTES,
+                                state == PAGE_CLEAN, &done);
+        uint64_t pages = done / PAGE_BYTES;
+        page_unlock_run(engine, block, first + at, pages, state);
+        at += pages;
+        if (at == n) {
+            break;
+        }
+        if (err != -EEXIST && err != -EFAULT) {
+            install_failed(engine, err);
+        }
+        if (at == 0) {
+            result = err == -EEXIST ? 0 : err;
+        }
+        /* Mapped already, or not in the file: this one faults again, if anybody wants it. */
+        page_release(engine->map, first + at, state);
+        page_wake(engine, block, first + at, 1);
+        at++;
+        if (err == -ESRCH || err == -ENOENT) {
+            page_unlock_run(engine, block, first + at, n - at, state);
+            break;
+        }
+    }
+    return result;
+}
+
+void install_lost(struct engine *engine, const struct layout_block *block, uint64_t page)
+{
+    int err = uffd_poison(engine->uffd, page_hva(block, page));
+
+    if (err < 0) {
+        install_failed(engine, err);
+    }
+    room_give(engine, page_chunk(page), 1);
+    stats_add(&engine->stats.lost_pages, 1);
+    page_unlock(engine, block, page, PAGE_LOST);
+}

@@ -1,0 +1,147 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * link.h - NBD connections of the engine's threads to the sub-hosts
+ *
+ * Theory of operation
+ * -------------------
+ * A link belongs to one thread (its owner), which alone uses the socket, never
+ * waiting for it.  Connecting waits, so that is done by one thread a sub-host
+ * (link_host.c): a link that is down asks for a connection; the new socket is
+ * left in link.fresh and the owner is kicked.
+ *
+ * A sub-host is in trouble from the first connection that cannot be made, or
+ * breaks or stays silent while answers are owed, until there is a valid
+ * answer.  Trouble that lasts is told to the operator (SUBHOST_LOST, then
+ * SUBHOST_BACK); when it has lasted lost_after_ms the sub-host counts as lost,
+ * until it answers again, and the owners give up what waits for it.
+ */
+#ifndef UFFD_PAGER_LINK_H
+#define UFFD_PAGER_LINK_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#include "common/nbd_client.h"
+
+struct engine;
+struct link;
+
+struct link_host {
+    struct engine *engine;
+    unsigned index;
+    pthread_t thread;
+    bool started;
+    int timeout_ms; /* for a handshake; and for the silence of a link that owes an answer */
+
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    struct link *links; /* guarded by lock */
+    bool stop;
+
+    _Atomic uint64_t trouble_us; /* since when; 0: none */
+    _Atomic bool lost;
+    _Atomic bool refused;    /* the server or the region is not there: its copies may be gone */
+    _Atomic unsigned up;     /* links that are connected */
+    _Atomic uint64_t lost_pages; /* poisoned, not told yet */
+    bool told;               /* the operator knows of the trouble; thread only */
+    uint64_t told_pages_us;  /* thread only */
+    bool demoted;            /* CLEAN pages have been made LOCAL; thread only */
+};
+
+struct link {
+    struct link_host *host;
+    bool strict;   /* which of the region's two exports */
+    int kick;      /* owner's eventfd */
+    int fd;        /* -1: down.  Owner */
+    uint64_t connected_us;
+    unsigned owed; /* answers that are outstanding.  Owner */
+    uint64_t owed_us; /* since when the peer is silent while it owes.  Owner */
+    uint8_t *rx;
+    size_t rx_size, rx_have, rx_at;
+    uint8_t *tx;
+    size_t tx_size, tx_have, tx_at;
+
+    struct link *next;        /* the rest: host->lock */
+    bool wanted;
+    uint64_t retry_us;        /* not before */
+    unsigned backoff_ms;
+    uint64_t made_us;
+    _Atomic int fresh;        /* a connected socket to take over; -1: none */
+};
+
+struct link_reply {
+    uint64_t cookie;
+    int error; /* 0 or -errno */
+};
+
+/* ---- owner's side ---- */
+
+/**
+ * link_open() - prepare a link and ask for its connection
+ * @rx_size: room for replies; at least the largest one
+ * @tx_size: room for request headers
+ */
+int link_open(struct link *link, struct link_host *host, bool strict, int kick, size_t rx_size,
+              size_t tx_size);
+
+/** link_close() - the owner is finished with it */
+void link_close(struct link *link);
+
+/** link_take() - take a new connection over. Return: true if there was one: send again what is owed. */
+bool link_take(struct link *link);
+
+/** link_queue() - add a request header to what link_flush() sends. Return: false if there is no room. */
+bool link_queue(struct link *link, uint16_t type, uint64_t cookie, uint64_t offset, uint32_t length);
+
+/** link_flush() - send queued headers. Return: 0, -EAGAIN (wait for EPOLLOUT), or -errno: broken. */
+int link_flush(struct link *link);
+
+/** link_sendv() - send from @iov. Return: bytes sent, 0 if the socket is full, or -errno: broken. */
+ssize_t link_sendv(struct link *link, struct iovec *iov, size_t n);
+
+/** link_sent() - a request is on its way: an answer is owed */
+void link_sent(struct link *link, uint64_t now_us);
+
+/** link_receive() - fill the receive buffer. Return: bytes, 0 if there is nothing, -errno: broken. */
+ssize_t link_receive(struct link *link);
+
+/** link_peek() - look at the next reply's header. Return: 1; 0: not whole yet; -EPROTO */
+int link_peek(struct link *link, struct link_reply *reply);
+
+/**
+ * link_payload() - the next reply's payload
+ * Return: where its @length bytes are, or NULL if they have not all come yet.
+ */
+const void *link_payload(struct link *link, uint32_t length);
+
+/** link_consume() - done with a reply that had @length bytes of payload; @valid: it was an answer */
+void link_consume(struct link *link, uint32_t length, bool valid, uint64_t now_us);
+
+/** link_silent() - true if the peer owes an answer and has been silent for too long */
+bool link_silent(const struct link *link, uint64_t now_us);
+
+/** link_broken() - close it and ask for another connection */
+void link_broken(struct link *link, const char *why, uint64_t now_us);
+
+/* ---- link_host.c ---- */
+
+/** link_hosts_start()/link_hosts_stop() - the engine's sub-hosts and their threads */
+int link_hosts_start(struct engine *engine);
+void link_hosts_stop(struct engine *engine);
+
+/** link_trouble() - something is wrong since @since_us; any thread */
+void link_trouble(struct link_host *host, uint64_t since_us);
+
+/** link_lost_page() - a page of this sub-host was poisoned; the operator is told soon; any thread */
+void link_lost_page(struct link_host *host, bool refused);
+
+static inline bool link_host_lost(const struct link_host *host)
+{
+    return atomic_load_explicit(&host->lost, memory_order_acquire);
+}
+
+#endif

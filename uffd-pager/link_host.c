@@ -1,0 +1,350 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * link_host.c - one thread a sub-host: connects links, judges trouble, tells the operator
+ */
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "uffd-pager/install.h"
+#include "uffd-pager/uffd_abi.h"
+
+#define LINK_JUDGE_MS 50u
+#define LINK_TELL_US 500000u /* trouble shorter than this is only logged */
+#define LINK_HANDSHAKE_MAX_MS 3000
+#define LINK_HANDSHAKE_MIN_MS 200
+
+void link_trouble(struct link_host *host, uint64_t since_us)
+{
+    uint64_t none = 0;
+
+    atomic_compare_exchange_strong_explicit(&host->trouble_us, &none, since_us,
+                                            memory_order_acq_rel, memory_order_relaxed);
+}
+
+void link_lost_page(struct link_host *host, bool refused)
+{
+    if (refused) {
+        atomic_store_explicit(&host->refused, true, memory_order_relaxed);
+    }
+    if (atomic_fetch_add_explicit(&host->lost_pages, 1, memory_order_relaxed) == 0) {
+        pthread_mutex_lock(&host->lock);
+        pthread_cond_signal(&host->changed);
+        pthread_mutex_unlock(&host->lock);
+    }
+}
+
+static const struct engine_subhost *link_subhost(const struct link_host *host)
+{
+    return &host->engine->config.subhost[host->index];
+}
+
+static void link_event(struct link_host *host, const char *name, const char *reason)
+{
+    engine_event(host->engine, name,
+                 json_pack("{s:s, s:s}", "subhost", link_subhost(host)->name, "reason", reason));
+}
+
+static void link_socket_options(int fd)
+{
+    int on = 1;
+    int idle_s = 5;
+    int interval_s = 2;
+    int count = 3;
+
+    /* An idle link to a host that is off is found out too.  (No effect on UNIX sockets.) */
+    setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof(idle_s));
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval_s, sizeof(interval_s));
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &count, sizeof(count));
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+}
+
+/*
+ * The server or the region is gone for good, as far as anybody can tell: the copies of CLEAN pages
+ * there cannot be relied on, so what is here must not be dropped unsent.
+ */
+static void link_demote_chunk(struct engine *engine, uint64_t chunk)
+{
+    const struct layout_block *block = layout_by_flat(engine->layout, chunk * CHUNK_BYTES);
+    uint64_t end = (chunk + 1) * CHUNK_PAGES;
+
+    if (!block) {
+        return;
+    }
+    end = end < page_end(block) ? end : page_end(block);
+    for (uint64_t page = chunk * CHUNK_PAGES; page < end; page++) {
+        if (pagemap_lock(engine->map, page, PAGE_CLEAN)) {
+            uffd_unprotect(engine->uffd, page_hva(block, page), PAGE_BYTES);
+            page_unlock(engine, block, page, PAGE_LOCAL);
+        }
+    }
+}
+
+static void link_demote(struct link_host *host)
+{
+    struct engine *engine = host->engine;
+
+    for (uint64_t chunk = 0; chunk < engine->map->n_chunks && !engine_over(engine); chunk++) {
+        if (atomic_load_explicit(&engine->map->subhost[chunk], memory_order_relaxed) ==
+                host->index &&
+            atomic_load_explicit(&engine->chunk_resident[chunk], memory_order_relaxed)) {
+            link_demote_chunk(engine, chunk);
+        }
+    }
+}
+
+static void link_tell_lost_pages(struct link_host *host, uint64_t now_us)
+{
+    const char *reason = host->refused ? "the sub-host does not have them any more"
+                                       : "the sub-host could not be reached";
+
+    if (now_us < host->told_pages_us + 1000000) {
+        return;
+    }
+    uint64_t pages = atomic_exchange_explicit(&host->lost_pages, 0, memory_order_relaxed);
+    if (pages) {
+        host->told_pages_us = now_us;
+        log_error("%llu pages on sub-host '%s' are lost: %s", (unsigned long long)pages,
+                  link_subhost(host)->name, reason);
+        engine_event(host->engine, "PAGES_LOST",
+                     json_pack("{s:s, s:I, s:s}", "subhost", link_subhost(host)->name, "pages",
+                               (json_int_t)pages, "reason", reason));
+    }
+}
+
+static void link_kick_all(struct link_host *host)
+{
+    pthread_mutex_lock(&host->lock);
+    for (struct link *link = host->links; link; link = link->next) {
+        engine_kick(link->kick);
+    }
+    pthread_mutex_unlock(&host->lock);
+}
+
+static void link_judge_good(struct link_host *host)
+{
+    if (host->told) {
+        host->told = false;
+        atomic_store_explicit(&host->lost, false, memory_order_release);
+        log_info("sub-host '%s' is back", link_subhost(host)->name);
+        link_event(host, "SUBHOST_BACK", "it answers again");
+    }
+    if (atomic_load_explicit(&host->lost_pages, memory_order_relaxed) == 0) {
+        atomic_store_explicit(&host->refused, false, memory_order_relaxed);
+        host->demoted = false;
+    }
+}
+
+/* Look at how long trouble has lasted.  Thread only, without the lock. */
+static void link_judge(struct link_host *host, const char *why, uint64_t now_us)
+{
+    uint64_t since = atomic_load_explicit(&host->trouble_us, memory_order_acquire);
+    struct engine *engine = host->engine;
+
+    link_tell_lost_pages(host, now_us);
+    if (!host->demoted && (link_host_lost(host) || atomic_load(&host->refused))) {
+        host->demoted = true;
+        link_demote(host);
+    }
+    if (since == 0) {
+        link_judge_good(host);
+        return;
+    }
+    if (!host->told && now_us > since + LINK_TELL_US) {
+        host->told = true;
+        log_warn("sub-host '%s' does not answer: %s", link_subhost(host)->name, why);
+        link_event(host, "SUBHOST_LOST", why);
+    }
+    if (!link_host_lost(host) && now_us > since + (uint64_t)engine->config.lost_after_ms * 1000) {
+        if (!host->told) {
+            host->told = true;
+            link_event(host, "SUBHOST_LOST", why);
+        }
+        log_error("sub-host '%s' is lost: it has not answered for %u ms", link_subhost(host)->name,
+                  engine->config.lost_after_ms);
+        atomic_store_explicit(&host->lost, true, memory_order_release);
+        link_kick_all(host);
+    }
+}
+
+static struct link *link_next_wanted(struct link_host *host, uint64_t now_us, uint64_t *next_us)
+{
+    for (struct link *link = host->links; link; link = link->next) {
+        if (link->wanted && link->retry_us <= now_us) {
+            return link;
+        }
+        if (link->wanted && link->retry_us < *next_us) {
+            *next_us = link->retry_us;
+        }
+    }
+    return NULL;
+}
+
+/* The link may have been closed while we were connecting: find it again. Lock held. */
+static bool link_still_there(const struct link_host *host, const struct link *wanted)
+{
+    for (const struct link *link = host->links; link; link = link->next) {
+        if (link == wanted) {
+            return link->wanted;
+        }
+    }
+    return false;
+}
+
+static int link_dial(struct link_host *host, bool strict, struct reason *reason)
+{
+    const struct engine_subhost *subhost = link_subhost(host);
+    char name[sizeof(subhost->export_name) + sizeof("/strict")];
+    struct nbd_client client;
+
+    snprintf(name, sizeof(name), "%s%s", subhost->export_name, strict ? "/strict" : "");
+    int err = nbd_client_connect(&client, &subhost->data, name, host->timeout_ms, reason);
+    if (err < 0) {
+        return err;
+    }
+    if (client.size < host->engine->layout->flat_size) {
+        nbd_client_close(&client, true);
+        return reason_set(reason, -EINVAL, "its region is smaller than the guest's memory");
+    }
+    link_socket_options(client.fd);
+    return client.fd;
+}
+
+/* Called with the lock, which is dropped meanwhile. */
+static void link_connect(struct link_host *host, struct link *link, struct reason *reason)
+{
+    bool strict = link->strict;
+
+    pthread_mutex_unlock(&host->lock);
+    uint64_t began = units_now_us();
+    int fd = link_dial(host, strict, reason);
+    uint64_t now = units_now_us();
+    pthread_mutex_lock(&host->lock);
+    if (fd < 0) {
+        if (fd == -ECONNREFUSED || fd == -ENOENT) {
+            atomic_store_explicit(&host->refused, true, memory_order_relaxed);
+        }
+        link_trouble(host, began);
+    }
+    if (!link_still_there(host, link)) {
+        if (fd >= 0) {
+            close(fd);
+        }
+        return;
+    }
+    if (fd < 0) {
+        link->backoff_ms = link->backoff_ms ? link->backoff_ms * 2 : 10;
+        link->backoff_ms = link->backoff_ms > 1000 ? 1000 : link->backoff_ms;
+        link->retry_us = now + (uint64_t)link->backoff_ms * 1000;
+        return;
+    }
+    link->wanted = false;
+    link->made_us = now;
+    atomic_store_explicit(&link->fresh, fd, memory_order_release);
+    engine_kick(link->kick);
+    /* A handshake is an answer, unless links break right after it. */
+    if (link->backoff_ms <= 10 || link_host_lost(host) || host->told) {
+        atomic_store_explicit(&host->trouble_us, 0, memory_order_release);
+    }
+}
+
+static void link_wait(struct link_host *host, uint64_t until_us)
+{
+    if (until_us == UINT64_MAX) {
+        pthread_cond_wait(&host->changed, &host->lock);
+        return;
+    }
+    struct timespec at = {.tv_sec = (time_t)(until_us / 1000000),
+                          .tv_nsec = (long)(until_us % 1000000) * 1000};
+    pthread_cond_timedwait(&host->changed, &host->lock, &at);
+}
+
+static void *link_host_main(void *arg)
+{
+    struct link_host *host = arg;
+    struct reason why = {"it is silent"};
+
+    pthread_mutex_lock(&host->lock);
+    while (!host->stop) {
+        uint64_t now = units_now_us();
+        uint64_t next = UINT64_MAX;
+        struct link *link = link_next_wanted(host, now, &next);
+        if (link) {
+            link_connect(host, link, &why);
+        }
+        pthread_mutex_unlock(&host->lock);
+        link_judge(host, why.text, units_now_us());
+        pthread_mutex_lock(&host->lock);
+        if (link || host->stop) {
+            continue;
+        }
+        if (host->told || atomic_load(&host->trouble_us) || atomic_load(&host->lost_pages)) {
+            uint64_t judge = now + LINK_JUDGE_MS * 1000;
+            next = next < judge ? next : judge;
+        }
+        link_wait(host, next);
+    }
+    pthread_mutex_unlock(&host->lock);
+    return NULL;
+}
+
+static void link_host_init(struct link_host *host, struct engine *engine, unsigned index)
+{
+    pthread_condattr_t attr;
+    int timeout = (int)(engine->config.lost_after_ms / 3);
+
+    timeout = timeout < LINK_HANDSHAKE_MIN_MS ? LINK_HANDSHAKE_MIN_MS : timeout;
+    host->timeout_ms = timeout > LINK_HANDSHAKE_MAX_MS ? LINK_HANDSHAKE_MAX_MS : timeout;
+    host->engine = engine;
+    host->index = index;
+    pthread_mutex_init(&host->lock, NULL);
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&host->changed, &attr);
+    pthread_condattr_destroy(&attr);
+}
+
+int link_hosts_start(struct engine *engine)
+{
+    unsigned n = engine->config.n_subhosts;
+
+    engine->hosts = calloc(n ? n : 1, sizeof(*engine->hosts));
+    if (!engine->hosts) {
+        return -ENOMEM;
+    }
+    for (unsigned i = 0; i < n; i++) {
+        struct link_host *host = &engine->hosts[i];
+        link_host_init(host, engine, i);
+        int err = engine_thread(&host->thread, "subhost", i, link_host_main, host);
+        if (err < 0) {
+            return err;
+        }
+        host->started = true;
+    }
+    return 0;
+}
+
+void link_hosts_stop(struct engine *engine)
+{
+    for (unsigned i = 0; engine->hosts && i < engine->config.n_subhosts; i++) {
+        struct link_host *host = &engine->hosts[i];
+        if (!host->started) {
+            continue;
+        }
+        pthread_mutex_lock(&host->lock);
+        host->stop = true;
+        pthread_cond_signal(&host->changed);
+        pthread_mutex_unlock(&host->lock);
+        pthread_join(host->thread, NULL);
+        pthread_mutex_destroy(&host->lock);
+        pthread_cond_destroy(&host->changed);
+    }
+    free(engine->hosts);
+    engine->hosts = NULL;
+}

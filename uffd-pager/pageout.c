@@ -1,0 +1,440 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * pageout.c - which pages leave, and when
+ *
+ * Above the high watermark, or when faults wait for room, until the low watermark: the predictor
+ * names the coldest chunks, and they leave in batches (pageout_batch.c), several under way at a time
+ * and a few a sub-host, so that a sub-host that is slow holds up its own chunks only.
+ *
+ * What must not be chosen now is hidden from the predictor: chunks of a sub-host that is not
+ * connected or has no room (unless the chunk has no pages there: then it may get another), chunks
+ * with a fence, chunks with TRIMs under way.
+ */
+#include "uffd-pager/pageout.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#define PAGEOUT_TICK_MS 20
+#define PAGEOUT_RX 4096u
+#define PAGEOUT_IDLE_US 50000u
+#define PAGEOUT_SLOW_US 50000u
+#define PAGEOUT_POLL_KICK UINT64_MAX
+
+static struct pageout_host *pageout_host_of(struct pageout *pageout, uint64_t chunk)
+{
+    struct engine *engine = pageout->engine;
+    uint8_t index = atomic_load_explicit(&engine->map->subhost[chunk], memory_order_relaxed);
+
+    return index < engine->config.n_subhosts ? &pageout->hosts[index] : NULL;
+}
+
+static bool pageout_takes(const struct pageout *pageout, const struct pageout_host *host)
+{
+    return host->link.fd >= 0 && pageout->now_us >= host->full_us;
+}
+
+/* The next sub-host that takes pages, or NULL. */
+static struct pageout_host *pageout_any_host(struct pageout *pageout)
+{
+    unsigned n = pageout->engine->config.n_subhosts;
+
+    for (unsigned i = 0; i < n; i++) {
+        struct pageout_host *host = &pageout->hosts[(pageout->next_host + i) % n];
+        if (pageout_takes(pageout, host)) {
+            pageout->next_host = (pageout->next_host + i + 1) % n;
+            return host;
+        }
+    }
+    return NULL;
+}
+
+static bool pageout_chunk_has(const struct engine *engine, uint64_t chunk, unsigned states)
+{
+    uint64_t end = (chunk + 1) * CHUNK_PAGES;
+
+    for (uint64_t page = chunk * CHUNK_PAGES; page < end; page++) {
+        if (states & 1u << page_state(pagemap_get(engine->map, page))) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static bool pageout_in_batch(const struct pageout *pageout, uint64_t chunk)
+{
+    for (unsigned i = 0; i < pageout->n_batches; i++) {
+        if (pageout->batch[i].used && pageout->batch[i].chunk == chunk) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* May the chunk be given to another sub-host?  Only when its own holds nothing of it that counts. */
+static bool pageout_may_move(const struct pageout *pageout, uint64_t chunk)
+{
+    return !pageout_in_batch(pageout, chunk) &&
+           !pageout_chunk_has(pageout->engine, chunk, 1u << PAGE_REMOTE | 1u << PAGE_CLEAN);
+}
+
+/* A fence is lifted when a new connection has been good for long enough. */
+static bool pageout_fenced(struct pageout *pageout, uint64_t chunk, uint8_t flags)
+{
+    const struct pageout_host *host = pageout_host_of(pageout, chunk);
+
+    if (flags & CHUNK_TRIM) {
+        return true;
+    }
+    if (!(flags & CHUNK_FENCED)) {
+        return false;
+    }
+    if (host && (host->link.fd < 0 ||
+                 pageout->now_us < host->link.connected_us + PAGEOUT_FENCE_US)) {
+        return true;
+    }
+    atomic_fetch_and_explicit(&pageout->engine->chunk_flags[chunk], (uint8_t)~CHUNK_FENCED,
+                              memory_order_relaxed);
+    return false;
+}
+
+static bool pageout_is_candidate(struct pageout *pageout, uint64_t chunk, bool room_somewhere)
+{
+    uint8_t flags =
+        atomic_load_explicit(&pageout->engine->chunk_flags[chunk], memory_order_acquire);
+    const struct pageout_host *host = pageout_host_of(pageout, chunk);
+
+    if (flags & (CHUNK_FENCED | CHUNK_TRIM) && pageout_fenced(pageout, chunk, flags)) {
+        return false;
+    }
+    if (!host) {
+        return room_somewhere;
+    }
+    if (pageout_takes(pageout, host)) {
+        return true;
+    }
+    if (host->link.fd >= 0 && pageout_chunk_has(pageout->engine, chunk, 1u << PAGE_CLEAN)) {
+        return true;
+    }
+    return room_somewhere && pageout_may_move(pageout, chunk);
+}
+
+static void pageout_choose(struct pageout *pageout, int64_t want)
+{
+    struct engine *engine = pageout->engine;
+    bool room_somewhere = pageout_any_host(pageout) != NULL;
+
+    for (uint64_t chunk = 0; chunk < engine->map->n_chunks; chunk++) {
+        uint16_t n = atomic_load_explicit(&engine->chunk_resident[chunk], memory_order_relaxed);
+        if (n && !pageout_is_candidate(pageout, chunk, room_somewhere)) {
+            n = 0;
+        }
+        atomic_store_explicit(&pageout->candidates[chunk], n, memory_order_relaxed);
+    }
+    for (unsigned i = 0; i < pageout->n_batches; i++) {
+        const struct pageout_batch *batch = &pageout->batch[i];
+        if (batch->used && atomic_load(&pageout->candidates[batch->chunk]) >= batch->ours) {
+            atomic_fetch_sub(&pageout->candidates[batch->chunk], (uint16_t)batch->ours);
+        }
+    }
+    pageout->n_victims = predictor_victims(engine->predictor, pageout->candidates, (uint64_t)want,
+                                           pageout->victims, PAGEOUT_VICTIMS);
+    pageout->at_victim = 0;
+    pageout->cursor = PAGEOUT_NO_CHUNK;
+}
+
+/* Where pages of @chunk are to go. Return: NULL: nowhere now; *send false: only CLEAN pages may go. */
+static struct pageout_host *pageout_assign(struct pageout *pageout, uint64_t chunk, bool *send)
+{
+    struct engine *engine = pageout->engine;
+    struct pageout_host *host = pageout_host_of(pageout, chunk);
+    struct pageout_host *other;
+
+    *send = true;
+    if (host && pageout_takes(pageout, host)) {
+        return host;
+    }
+    if ((!host || pageout_may_move(pageout, chunk)) &&
+        (other = pageout_any_host(pageout)) != NULL) {
+        if (host) {
+            trim_forget(engine, chunk);
+        }
+        atomic_store_explicit(&engine->map->subhost[chunk], (uint8_t)(other - pageout->hosts),
+                              memory_order_release);
+        return other;
+    }
+    *send = false;
+    return host && host->link.fd >= 0 ? host : NULL;
+}
+
+static int64_t pageout_target(const struct pageout *pageout)
+{
+    const struct engine *engine = pageout->engine;
+    int64_t low = atomic_load_explicit(&engine->low, memory_order_relaxed);
+    int64_t most = atomic_load_explicit(&engine->limit, memory_order_relaxed) -
+                   (int64_t)PAGEOUT_BATCH_PAGES;
+
+    return low < most ? low : most;
+}
+
+/* How many pages are still to leave. */
+static int64_t pageout_excess(const struct pageout *pageout)
+{
+    return atomic_load_explicit(&pageout->engine->resident, memory_order_acquire) -
+           pageout->leaving - pageout_target(pageout);
+}
+
+static bool pageout_wanted(const struct pageout *pageout)
+{
+    const struct engine *engine = pageout->engine;
+    int64_t resident = atomic_load_explicit(&engine->resident, memory_order_acquire);
+
+    return (resident > atomic_load_explicit(&engine->high, memory_order_relaxed) ||
+            atomic_load_explicit(&engine->parked, memory_order_acquire)) &&
+           pageout_excess(pageout) > 0;
+}
+
+/* Begin a batch of the current victim.  Return: false to wait for answers first. */
+static bool pageout_step(struct pageout *pageout)
+{
+    struct engine *engine = pageout->engine;
+    uint64_t chunk = pageout->victims[pageout->at_victim];
+    const struct layout_block *block = layout_by_flat(engine->layout, chunk * CHUNK_BYTES);
+    uint64_t end = (chunk + 1) * CHUNK_PAGES;
+    uint64_t most = engine->config.granule / PAGE_BYTES;
+    bool send;
+    struct pageout_host *host = pageout_assign(pageout, chunk, &send);
+
+    if (!host || !block) {
+        pageout->at_victim++;
+        pageout->cursor = PAGEOUT_NO_CHUNK;
+        return true;
+    }
+    if (host->batches >= pageout->host_batches) {
+        if (pageout->now_us < host->link.owed_us + PAGEOUT_SLOW_US) {
+            return false;
+        }
+        pageout->at_victim++;
+        pageout->cursor = PAGEOUT_NO_CHUNK;
+        return true;
+    }
+    end = end < page_end(block) ? end : page_end(block);
+    most = most < PAGEOUT_BATCH_PAGES ? most : PAGEOUT_BATCH_PAGES;
+    uint64_t first = pageout->cursor == PAGEOUT_NO_CHUNK ? chunk * CHUNK_PAGES : pageout->cursor;
+    uint64_t n = end - first < most ? end - first : most;
+    batch_begin(pageout, host, first, (unsigned)n, send);
+    pageout->cursor = first + n;
+    if (pageout->cursor >= end) {
+        pageout->at_victim++;
+        pageout->cursor = PAGEOUT_NO_CHUNK;
+    }
+    return true;
+}
+
+/* Begin what can be begun. */
+static void pageout_fill(struct pageout *pageout)
+{
+    bool chosen = false;
+
+    while (pageout->now_us >= pageout->idle_until_us && pageout_excess(pageout) > 0) {
+        if (pageout->at_victim == pageout->n_victims) {
+            if (chosen && pageout->used == 0) {
+                pageout->idle_until_us = pageout->now_us + PAGEOUT_IDLE_US;
+            }
+            if (chosen) {
+                return;
+            }
+            pageout_choose(pageout, pageout_excess(pageout));
+            chosen = true;
+        } else if (!pageout_step(pageout)) {
+            return;
+        }
+    }
+}
+
+static void pageout_attend(struct pageout *pageout)
+{
+    for (unsigned i = 0; i < pageout->engine->config.n_subhosts; i++) {
+        struct pageout_host *host = &pageout->hosts[i];
+        if (atomic_load_explicit(&host->link.fresh, memory_order_relaxed) >= 0 &&
+            link_take(&host->link)) {
+            struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET,
+                                        .data.u64 = i};
+            epoll_ctl(pageout->epoll, EPOLL_CTL_ADD, host->link.fd, &event);
+            host->full_us = 0;
+        }
+        if (link_silent(&host->link, pageout->now_us)) {
+            batch_host_broken(pageout, host, "no answer");
+        }
+    }
+}
+
+static bool pageout_turn(struct pageout *pageout)
+{
+    bool busy = false;
+
+    pageout->now_us = units_now_us();
+    pageout_attend(pageout);
+    if (atomic_load_explicit(&pageout->engine->trim_chunks, memory_order_relaxed)) {
+        trim_begin(pageout);
+    }
+    if (pageout_wanted(pageout)) {
+        pageout_fill(pageout);
+    }
+    for (unsigned i = 0; i < pageout->engine->config.n_subhosts; i++) {
+        struct pageout_host *host = &pageout->hosts[i];
+        if (host->link.fd >= 0 && (host->link.owed || host->send_first)) {
+            busy |= batch_host_events(pageout, host);
+        }
+    }
+    return busy;
+}
+
+static void pageout_sleep(struct pageout *pageout)
+{
+    struct epoll_event events[16];
+    bool waits = pageout->used > 0;
+    int timeout = waits ? PAGEOUT_TICK_MS : -1;
+
+    if (pageout_wanted(pageout)) {
+        timeout = PAGEOUT_TICK_MS; /* nothing can be chosen now; kicks do not help */
+    } else {
+        atomic_store(&pageout->active, false);
+        if (pageout_wanted(pageout)) {
+            timeout = 0;
+        }
+    }
+    if (atomic_load(&pageout->engine->trim_chunks) && timeout < 0) {
+        timeout = PAGEOUT_TICK_MS;
+    }
+    int n = epoll_wait(pageout->epoll, events, 16, timeout);
+    atomic_store(&pageout->active, true);
+    for (int i = 0; i < n; i++) {
+        uint64_t source = events[i].data.u64;
+        uint64_t count;
+        if (source == PAGEOUT_POLL_KICK) {
+            ssize_t ignored = read(pageout->kick, &count, sizeof(count));
+            (void)ignored;
+        } else if (pageout->hosts[source].link.fd >= 0 && !pageout->hosts[source].link.owed) {
+            ssize_t got = link_receive(&pageout->hosts[source].link);
+            if (got != 0) {
+                batch_host_broken(pageout, &pageout->hosts[source], "it was closed");
+            }
+        }
+    }
+}
+
+static void *pageout_main(void *arg)
+{
+    struct pageout *pageout = arg;
+
+    while (!engine_over(pageout->engine)) {
+        if (!pageout_turn(pageout)) {
+            pageout_sleep(pageout);
+        }
+    }
+    return NULL;
+}
+
+static int pageout_prepare(struct pageout *pageout)
+{
+    struct engine *engine = pageout->engine;
+    unsigned n = engine->config.n_subhosts;
+    struct epoll_event event = {.events = EPOLLIN, .data.u64 = PAGEOUT_POLL_KICK};
+
+    pageout->n_batches = n * PAGEOUT_HOST_BATCHES;
+    pageout->n_batches = pageout->n_batches > PAGEOUT_MAX_BATCHES ? PAGEOUT_MAX_BATCHES
+                                                                  : pageout->n_batches;
+    pageout->host_batches = n ? pageout->n_batches / n : 0;
+    pageout->hosts = calloc(n + 1, sizeof(*pageout->hosts));
+    pageout->batch = calloc(pageout->n_batches + 1, sizeof(*pageout->batch));
+    pageout->candidates = calloc(engine->map->n_chunks, sizeof(*pageout->candidates));
+    pageout->epoll = epoll_create1(EPOLL_CLOEXEC);
+    pageout->kick = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (!pageout->hosts || !pageout->batch || !pageout->candidates || pageout->epoll < 0 ||
+        pageout->kick < 0 ||
+        epoll_ctl(pageout->epoll, EPOLL_CTL_ADD, pageout->kick, &event) < 0) {
+        return -ENOMEM;
+    }
+    for (unsigned i = 0; i < pageout->n_batches; i++) {
+        pageout->batch[i].contents = engine_buffer(PAGEOUT_BATCH_PAGES * PAGE_BYTES);
+        if (!pageout->batch[i].contents) {
+            return -ENOMEM;
+        }
+    }
+    for (unsigned i = 0; i < n; i++) {
+        int err = link_open(&pageout->hosts[i].link, &engine->hosts[i], false, pageout->kick,
+                            PAGEOUT_RX, sizeof(struct nbd_request));
+        if (err < 0) {
+            return err;
+        }
+    }
+    return 0;
+}
+
+int pageout_start(struct engine *engine)
+{
+    struct pageout *pageout = calloc(1, sizeof(*pageout));
+
+    if (!pageout) {
+        return -ENOMEM;
+    }
+    pageout->engine = engine;
+    pageout->cursor = PAGEOUT_NO_CHUNK;
+    pageout->epoll = pageout->kick = -1;
+    atomic_store(&pageout->active, true);
+    engine->pageout = pageout;
+    int err = pageout_prepare(pageout);
+    err = err < 0 ? err : engine_thread(&pageout->thread, "pageout", 0, pageout_main, pageout);
+    pageout->started = err == 0;
+    return err;
+}
+
+void pageout_join(struct engine *engine)
+{
+    struct pageout *pageout = engine->pageout;
+
+    if (pageout && pageout->started) {
+        engine_kick(pageout->kick);
+        pthread_join(pageout->thread, NULL);
+        pageout->started = false;
+    }
+}
+
+/* Batches under way are given up: their pages are LOCAL, or REMOTE as far as acknowledged. */
+void pageout_free(struct engine *engine)
+{
+    struct pageout *pageout = engine->pageout;
+
+    if (!pageout) {
+        return;
+    }
+    for (unsigned i = 0; pageout->hosts && i < engine->config.n_subhosts; i++) {
+        if (pageout->hosts[i].batches) {
+            batch_host_broken(pageout, &pageout->hosts[i], "the engine stops");
+        }
+        link_close(&pageout->hosts[i].link);
+    }
+    for (unsigned i = 0; pageout->batch && i < pageout->n_batches; i++) {
+        engine_buffer_free(pageout->batch[i].contents, PAGEOUT_BATCH_PAGES * PAGE_BYTES);
+    }
+    close(pageout->epoll);
+    close(pageout->kick);
+    engine->pageout = NULL;
+    free((void *)pageout->candidates);
+    free(pageout->batch);
+    free(pageout->hosts);
+    free(pageout);
+}
+
+void pageout_kick(struct engine *engine)
+{
+    struct pageout *pageout = engine->pageout;
+
+    if (pageout && !atomic_load(&pageout->active) && !atomic_exchange(&pageout->active, true)) {
+        engine_kick(pageout->kick);
+    }
+}

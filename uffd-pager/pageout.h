@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* pageout.h - inside page-out: what pageout.c, pageout_batch.c and pageout_trim.c share */
+#ifndef UFFD_PAGER_PAGEOUT_H
+#define UFFD_PAGER_PAGEOUT_H
+
+#include "uffd-pager/install.h"
+
+#define PAGEOUT_BATCH_PAGES 64u /* pages that are busy together; a granule may be several batches */
+#define PAGEOUT_MAX_BATCHES 128u
+#define PAGEOUT_HOST_BATCHES 4u /* of one sub-host under way, if there are few sub-hosts */
+#define PAGEOUT_VICTIMS 256u
+#define PAGEOUT_FENCE_US 10000000u
+#define PAGEOUT_FULL_US 1000000u
+#define PAGEOUT_NO_CHUNK UINT64_MAX
+
+/* What becomes of each page of a batch. */
+enum pageout_fate {
+    PAGEOUT_NOT_OURS,
+    PAGEOUT_DROP,    /* CLEAN: the sub-host has it */
+    PAGEOUT_ZERO,    /* nothing but zeros: will be UNTOUCHED */
+    PAGEOUT_SEND,    /* a WRITE is to be sent or under way */
+    PAGEOUT_STORED,  /* the sub-host has acknowledged it */
+    PAGEOUT_REFUSED, /* stays LOCAL */
+};
+
+struct pageout_host {
+    struct link link;
+    unsigned batches;  /* under way */
+    uint64_t full_us;  /* it refused a WRITE for want of room: nothing new until then */
+    struct pageout_batch *send_first, *send_last; /* not wholly sent, in order */
+};
+
+struct pageout_batch {
+    bool used;
+    bool trim;         /* TRIMs, and no pages */
+    uint32_t generation;
+    uint64_t chunk;
+    uint64_t first;    /* page */
+    unsigned n;        /* pages looked at, from first */
+    unsigned ours;     /* pages locked */
+    struct pageout_host *host;
+    unsigned owed;     /* answers */
+    uint8_t fate[PAGEOUT_BATCH_PAGES];
+    uint8_t *contents; /* PAGEOUT_BATCH_PAGES pages */
+    struct nbd_request request[PAGEOUT_BATCH_PAGES];
+    struct iovec iov[2 * PAGEOUT_BATCH_PAGES];
+    unsigned iov_n, iov_at;
+    struct pageout_batch *next; /* in the host's list to send */
+};
+
+struct pageout {
+    struct engine *engine;
+    pthread_t thread;
+    bool started;
+    int epoll;
+    int kick;
+    _Atomic bool active;
+    uint64_t now_us;
+    struct pageout_host *hosts; /* [n_subhosts] */
+    unsigned n_batches, host_batches;
+    struct pageout_batch *batch; /* [n_batches] */
+    unsigned used;
+    int64_t leaving; /* pages in batches */
+    unsigned next_host;
+
+    /* what predictor_victims() chooses from, and what it chose */
+    _Atomic uint16_t *candidates;
+    uint64_t victims[PAGEOUT_VICTIMS];
+    size_t n_victims, at_victim;
+    uint64_t cursor; /* the next page of the victim; PAGEOUT_NO_CHUNK: begin it */
+    uint64_t idle_until_us; /* nothing could be chosen: not before */
+};
+
+/* ---- pageout_batch.c ---- */
+
+/**
+ * batch_begin() - lock, protect and read up to PAGEOUT_BATCH_PAGES pages from @first; begin to send
+ * @send: false: only CLEAN pages may go, the sub-host takes nothing
+ * A batch that needs no answers is ended at once.
+ * Return: pages that are leaving, 0 if there were none (then no batch is used).
+ */
+unsigned batch_begin(struct pageout *pageout, struct pageout_host *host, uint64_t first, unsigned n,
+                     bool send);
+
+/** batch_host_events() - send and receive what can be, on one host. Return: true if something happened. */
+bool batch_host_events(struct pageout *pageout, struct pageout_host *host);
+
+/** batch_host_broken() - its connection is no good: what was not acknowledged stays */
+void batch_host_broken(struct pageout *pageout, struct pageout_host *host, const char *why);
+
+/** batch_new()/batch_queue() - for TRIMs: a free batch or NULL; send what its iov says */
+struct pageout_batch *batch_new(struct pageout *pageout, struct pageout_host *host, uint64_t chunk);
+void batch_queue(struct pageout_batch *batch);
+uint64_t batch_cookie(const struct pageout *pageout, const struct pageout_batch *batch,
+                      unsigned index);
+void batch_free(struct pageout *pageout, struct pageout_batch *batch);
+
+/* ---- pageout_trim.c ---- */
+
+/** trim_begin() - begin TRIMs of discarded pages, as many as can be */
+void trim_begin(struct pageout *pageout);
+
+/** trim_end() - the TRIMs of a batch are answered, or @failed */
+void trim_end(struct pageout *pageout, struct pageout_batch *batch, bool failed);
+
+/** trim_forget() - @chunk has another sub-host now, there is nothing to trim */
+void trim_forget(struct engine *engine, uint64_t chunk);
+
+#endif
