@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -248,6 +249,8 @@ int control_server_start(struct control_server **out, int listener,
     }
     server->config = *config;
     server->listener = listener;
+    /* A peer that has vanished between poll and accept must not hold the acceptor. */
+    fcntl(listener, F_SETFL, fcntl(listener, F_GETFL) | O_NONBLOCK);
     server->wake = eventfd(0, EFD_CLOEXEC);
     pthread_mutex_init(&server->lock, NULL);
     pthread_cond_init(&server->empty, NULL);

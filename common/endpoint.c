@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "common/endpoint.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netdb.h>
@@ -85,8 +86,17 @@ const char *endpoint_format(const struct endpoint *endpoint, char text[ENDPOINT_
 
 bool endpoint_is_local(const struct endpoint *endpoint)
 {
-    return endpoint->is_unix || strcmp(endpoint->host, "localhost") == 0 ||
-           strcmp(endpoint->host, "::1") == 0 || strncmp(endpoint->host, "127.", 4) == 0;
+    struct in_addr v4;
+    struct in6_addr v6;
+
+    if (endpoint->is_unix || strcmp(endpoint->host, "localhost") == 0) {
+        return true;
+    }
+    /* A number, not a name that begins like one. */
+    if (inet_pton(AF_INET, endpoint->host, &v4) == 1) {
+        return ntohl(v4.s_addr) >> 24 == 127;
+    }
+    return inet_pton(AF_INET6, endpoint->host, &v6) == 1 && IN6_IS_ADDR_LOOPBACK(&v6);
 }
 
 static void endpoint_unix_address(const struct endpoint *endpoint, struct sockaddr_un *address)

@@ -9,6 +9,13 @@ corpus=$build/$target.corpus
 found=$build/$target.found
 [ -x "$build/$target" ] || { echo "SKIP: $target is not built (make fuzzers)"; exit 77; }
 mkdir -p "$corpus" "$found"
-[ "$target" != fuzz_handoff ] || /usr/bin/python3 "$(dirname "$0")/make_seeds.py" "$corpus"
+here=$(dirname "$0")
+seeds=()
+dict=()
+case $target in
+fuzz_handoff) /usr/bin/python3 "$here/make_seeds.py" "$corpus" ;;
+fuzz_nbd_server) seeds=("$here/seeds_nbd") dict=(-dict="$here/nbd.dict") ;;
+fuzz_control) seeds=("$here/seeds_control") dict=(-dict="$here/control.dict") ;;
+esac
 exec "$build/$target" -max_total_time="${FUZZ_SECONDS:-60}" -timeout=20 -rss_limit_mb=2048 -max_len=65536 \
-    -artifact_prefix="$found/" -print_final_stats=1 -verbosity=1 "$corpus"
+    -artifact_prefix="$found/" -print_final_stats=1 -verbosity=1 "${dict[@]}" "$corpus" "${seeds[@]}"

@@ -26,6 +26,7 @@ PAGE = 4096
 CHUNK_PAGES = 512
 MIB = 1 << 20
 UNTOUCHED, LOCAL, REMOTE, CLEAN, LOST = range(5)
+BUSY = 8
 
 
 class Failure(Exception):
@@ -189,7 +190,13 @@ class Pager(Daemon):
         return os.listdir(os.path.join(self.run_dir, "guests"))
 
     def map(self, uuid):
-        return PageMap(os.path.join(self.run_dir, "guests", uuid, "map"))
+        """The page map of a stopped guest, at a moment when no page is being changed."""
+        path = os.path.join(self.run_dir, "guests", uuid, "map")
+
+        def quiet():
+            page_map = PageMap(path)
+            return page_map if max(page_map.pages) < BUSY else None
+        return wait_until("no page is busy", 20, quiet)
 
 
 class PageMap:
