@@ -238,9 +238,9 @@ def test_qemu_fails():
         assert b.destination.ended.is_set()
         assert (b.source.capabilities, b.source.parameters) == b.before
     with Bench() as b:
-        b.destination.status = "inmigrate"
-        b.main_pager.state = "attached"
-        b.source.on_complete = lambda: None  # the pager never took the guest over
+        def complete():  # the main host's pager never takes the guest over
+            b.source_pager.lease, b.source_pager.state = None, "sent"
+        b.source.on_complete = complete
         _, err = b.migrate("--live", status=1)
         assert "has not taken the guest over" in err, err
         assert b.guest_log[-1] == "source runs" and b.called("destination cont") == 0

@@ -1,0 +1,185 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""split-migrate's other verbs, its exit statuses, and what it says to mistakes."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
+from checks import main
+from fakepagerctl import MIB, FakePager, FakeSubhost
+from fakeqmp import UUID, FakeQemu, World
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+PROGRAM = os.path.join(ROOT, os.environ.get("BUILD", "build"), "bin", "split-migrate")
+OTHER = "11111111-2222-4333-8444-555555555555"
+
+if not os.path.exists(PROGRAM):
+    print("SKIP: %s is not built" % PROGRAM)
+    sys.exit(77)
+
+
+def run(*words, status=0):
+    """Returns stdout and stderr; a failure must have said one sentence."""
+    done = subprocess.run([PROGRAM] + list(words), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          stdin=subprocess.DEVNULL, text=True, timeout=60)
+    assert done.returncode == status, (words, done.returncode, done.stdout, done.stderr)
+    if status:
+        assert re.fullmatch(r"error: [^\n]*[^.\n]\n", done.stderr), (words, done.stderr)
+    else:
+        assert done.stderr == "", (words, done.stderr)
+    return done.stdout, done.stderr
+
+
+def test_usage():
+    run("self-test")
+    out, _ = run("--help")
+    verbs = re.findall(r"^  ([a-z]+)   ", out.split("Verbs:")[1], re.M)
+    assert verbs == ["migrate", "plan", "status", "abort", "pages", "help"], verbs
+    for verb in verbs:
+        shown, _ = run("help", verb)
+        assert run(verb, "--help")[0] == shown == run("--help", verb)[0]
+        assert shown.startswith("Usage: split-migrate " + verb)
+    assert re.match(r"split-migrate \d", run("--version")[0])
+    for words in ((), ("nonsense",), ("--nonsense",), ("migrate",), ("migrate", "a"),
+                  ("migrate", "qmp:/a", "qmp:/b", "c"), ("help", "nonsense"), ("pages", "guest"),
+                  ("plan", "--policy"), ("migrate", "guest", "qmp:/b"),
+                  ("migrate", "qmp:/a", "qmp:/b", "--downtime", "soon"),
+                  ("migrate", "qmp:/a", "qmp:/b", "--bandwidth", "-1"),
+                  ("plan", UUID), ("status", "--pager", "nowhere"),
+                  ("status", "--pager", "unix:/a", UUID)):
+        run(*words, status=2)
+
+
+def test_every_option_is_in_the_manual():
+    with open(os.path.join(ROOT, "split-migrate", "split-migrate.1")) as file:
+        manual = file.read().replace("\\-", "-")
+    for verb in ("migrate", "plan", "status", "abort", "pages"):
+        assert "\n.SS " + verb in manual, verb
+        section = manual.split("\n.SS " + verb)[1].split("\n.S")[0]
+        for option in re.findall(r"^ +--([a-z-]+)", run("help", verb)[0], re.M):
+            assert "--" + option in section, (verb, option)
+
+
+def test_every_key_is_in_the_manual_and_the_sample():
+    sample = os.path.join(ROOT, "split-migrate", "sample.policy")
+    with open(os.path.join(ROOT, "split-migrate", "split-migrate-policy.5")) as file:
+        manual = file.read().replace("\\-", "-")
+    with open(sample) as file:
+        keys = re.findall(r"^#? ?([a-z-]+) = ", file.read(), re.M)
+    assert len(set(keys)) == 15, sorted(set(keys))
+    for key in keys:
+        assert "\n.B %s\n" % key in manual or "\n.BR %s " % key in manual, key
+    # The sample is a good policy, also with every key uncommented.
+    with World() as world:
+        for uncomment in (False, True):
+            path = world.path("policy%d" % uncomment)
+            with open(sample) as file, open(path, "w") as copy:
+                text = file.read()
+                copy.write(re.sub(r"^# ?([a-z-]+ = )", r"\1", text, flags=re.M)
+                           if uncomment else text)
+            _, err = run("plan", "--policy", path, "qmp:/nonexistent", status=1)
+            assert err.startswith("error: source QEMU: "), err
+
+
+def test_no_policy():
+    _, err = run("plan", "--policy", "/nonexistent", "qmp:/a", status=1)
+    assert "'/nonexistent' cannot be read" in err
+    with World() as world:
+        path = world.path("p")
+        with open(path, "w") as file:
+            file.write("[main]\nbudget = 1 GiB\n[subhost a]\nurl = x\n")
+        _, err = run("plan", "--policy", path, "qmp:/a", status=1)
+        assert err.startswith("error: %s:4: key 'url' is not known in [subhost]" % path), err
+
+
+def guest(world):
+    qemu, pager = FakeQemu(world, "qemu"), FakePager(world, "pager")
+    address = "pager=unix:" + pager.path
+    return qemu, pager, "qmp:%s?%s" % (qemu.path, address), "%s?%s" % (UUID, address)
+
+
+def test_plan():
+    with World() as world:
+        _, _, uri, _ = guest(world)
+        subhosts = [FakeSubhost(world, "s1"), FakeSubhost(world, "s2", 512 * MIB)]
+        path = world.path("policy")
+        with open(path, "w") as file:
+            file.write("[main]\nbudget = 64 MiB\n" + "".join(
+                "[subhost h%d]\nuri = subhost://%s\n" % (i, s.path)
+                for i, s in enumerate(subhosts)))
+        plan = json.loads(run("plan", "--json", "--policy", path, "--budget", "256 MiB", uri)[0])
+        assert plan["main"]["budget"] == 256 * MIB and "free" not in plan["main"]
+        shares = [s["bytes"] for s in plan["subhosts"]]
+        assert plan["main"]["bytes"] + sum(shares) == plan["present_bytes"] == 800 * MIB
+        assert 1.9 < shares[0] / shares[1] < 2.1, shares
+        text, _ = run("plan", "--policy", path, uri)
+        assert "Host" in text and " h1 " in text
+        assert "Host" not in run("-q", "plan", "--policy", path, uri)[0]
+        subhosts[0].free = 16 * MIB
+        _, err = run("plan", "--policy", path, uri, status=1)
+        assert "'h0' has 16 MiB, 'h1' has 512 MiB" in err and "needed" in err, err
+        assert not [c for c in world.calls if "create" in c or "prepare" in c]
+
+
+def test_status():
+    with World() as world:
+        _, pager, uri, name = guest(world)
+        for domain in (uri, name, name.upper().replace("?PAGER=UNIX:" + pager.path.upper(),
+                                                       "?pager=unix:" + pager.path)):
+            out, _ = run("status", domain)
+            assert re.search(r"^State: +attached$", out, re.M), out
+        pager.state, pager.n_subhosts = "sending", 2
+        out, _ = run("status", name)
+        assert "Sent to sub-host 2:" in out and re.search(r"^Job state: +moving$", out, re.M), out
+        assert json.loads(run("status", "--json", name)[0])["job"]["zero_pages"] == 17
+        pager.state = "split"
+        out, _ = run("status", name)
+        assert "Sub-host b:" in out and "not connected" in out and "Page-ins:" in out, out
+        out, _ = run("status", "--pager", "unix:" + pager.path)
+        assert UUID in out and "Guest" in out
+        assert "Guest" not in run("-q", "status", "--pager", "unix:" + pager.path)[0]
+        assert len(json.loads(run("status", "--json", "--pager", "unix:" + pager.path)[0])) == 1
+        run("status", name.replace(UUID, OTHER), status=1)
+        run("status", "--pager", "unix:/nonexistent", status=1)
+        run("status", "qmp:/nonexistent", status=1)
+
+
+def test_pages():
+    with World() as world:
+        _, pager, uri, name = guest(world)
+        pager.state = "split"
+        pages = json.loads(run("pages", "--json", "--uris", uri)[0])
+        page = 4096
+        assert pages["resident_bytes"] == 1024 * page and pages["clean_bytes"] == 24 * page
+        assert pages["lost_bytes"] == 6 * page and pages["untouched_bytes"] == 250 * page
+        assert pages["subhosts"][0] == {"name": "a", "remote_bytes": 512 * page,
+                                        "uri": "nbd+unix:///X.t?socket=/run/a.sock"}
+        assert pages["subhosts"][1] == {"name": "b", "remote_bytes": 256 * page,
+                                        "uri": "nbd://[::1]:10809/X.u"}
+        out, _ = run("pages", name)
+        assert re.search(r"^ a \(remote\) +2\.0 +512$", out, re.M) and "nbd" not in out, out
+        assert re.search(r"^ nowhere \(lost\) +0\.0 +6$", out, re.M), out
+        assert "nbd+unix:///X.t" in run("pages", "--uris", name)[0]
+
+
+def test_abort():
+    with World() as world:
+        _, pager, uri, name = guest(world)
+        _, err = run("abort", name, status=1)
+        assert "is not being moved: it is attached" in err
+        pager.state = "sending"
+        run("abort", uri)
+        assert pager.state == "attached" and world.called("pager outgoing-cancel") == 1
+        pager.state = "incoming"
+        run("abort", name)
+        assert world.called("pager incoming-cancel") == 1
+        pager.state = "split"
+        run("abort", name, status=1)
+
+
+if __name__ == "__main__":
+    main(globals())
