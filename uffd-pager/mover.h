@@ -7,7 +7,9 @@
  *
  *   worker -> mover   MOVER_CONFIG (JSON, below; fds: partition, then one memfd per block),
  *                     MIG_RUNS, MIG_FINISH (relayed from QEMU as they come)
- *   mover -> worker   MIG_BEGUN once every connection is up (or its reason), MIG_PROGRESS,
+ *   mover -> worker   MIG_BEGUN once every sub-host's connections are up and the main host answers (or its
+ *                     reason; main's exports are opened with the first MIG_RUNS, because they exist only
+ *                     when QEMU runs there), MIG_PROGRESS,
  *                     MIG_FINISHED, MIG_FAILED (relayed to QEMU)
  *
  * The mover ends when the socket does.  If it dies, only the migration fails.

@@ -38,7 +38,7 @@ struct receive_config {
 int receive_start(struct receive **receive, struct receive_config *config, struct reason *reason);
 
 /**
- * receive_layout() - QEMU has handed its memory over: serve the exports
+ * receive_layout() - QEMU has handed its memory over: empty it, and serve the exports; once
  * @layout: valid until receive_stop()
  * @map: a fresh pagemap of the layout's size, to be filled; valid until receive_stop()
  * Return: 0 or -errno with a sentence in @reason.
