@@ -37,6 +37,7 @@ static enum mover_fault fault_from_environment(void)
         {"mover-exit-round-1", MOVER_FAULT_EXIT_ROUND_1},
         {"mover-exit-round-2", MOVER_FAULT_EXIT_ROUND_2},
         {"mover-exit-finish", MOVER_FAULT_EXIT_FINISH},
+        {"mover-stop-finish", MOVER_FAULT_STOP_FINISH},
         {"mover-stall-round-1", MOVER_FAULT_STALL_ROUND_1},
     };
     const char *name = getenv("SPLIT_MIGRATE_FAULT");

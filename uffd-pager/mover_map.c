@@ -7,6 +7,7 @@
  * downtime only what changed since is left to do.
  */
 #include <errno.h>
+#include <signal.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -81,6 +82,9 @@ static int map_write_chunks(struct mover *mover)
 
 int mover_map_commit(struct mover *mover, struct reason *reason)
 {
+    if (mover->fault == MOVER_FAULT_STOP_FINISH) {
+        raise(SIGSTOP); /* for a test to do its worst meanwhile */
+    }
     nbd_client_set_timeout(&mover->map, MOVER_COMMIT_TIMEOUT_MS);
     int err = mover_map_write(mover);
     if (!err) {
