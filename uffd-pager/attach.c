@@ -311,10 +311,12 @@ int attach_dispatch(struct worker *worker, struct handoff_frame *frame)
     pthread_mutex_lock(&worker->lock);
     switch (frame->header.type) {
     case HANDOFF_ARMED:
-        worker->out.armed_answer = true;
-        worker->out.armed_err =
-            handoff_result_reason((const void *)frame->body.bytes, &worker->out.reason);
-        pthread_cond_broadcast(&worker->changed);
+        if (frame->header.cookie) { /* ARM's; nobody waits for DISARM's */
+            worker->out.armed_answer = true;
+            worker->out.armed_err =
+                handoff_result_reason((const void *)frame->body.bytes, &worker->out.armed_reason);
+            pthread_cond_broadcast(&worker->changed);
+        }
         break;
     case HANDOFF_MIG_BEGIN:
     case HANDOFF_MIG_RUNS:

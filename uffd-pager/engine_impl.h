@@ -76,6 +76,8 @@ struct engine {
     _Atomic uint64_t freed_us; /* when page-out last freed something */
     _Atomic unsigned parked;   /* faults that wait for room */
     pthread_mutex_t limit_lock;
+    uint64_t window_us, window_pages; /* limit_lock: freed lately, while stuck */
+    uint64_t stuck_told_us;           /* limit_lock */
     _Atomic uint16_t *chunk_resident; /* [n_chunks] */
     _Atomic uint8_t *chunk_flags;     /* [n_chunks] */
 

@@ -4,12 +4,17 @@
  *
  * engine.limit is the budget, except when the budget was lowered below what is resident, or the
  * guest had to be let over it: then it is what was resident, and half of what page-out frees lowers
- * it, the other half is for faults, so that the guest goes on meanwhile.
+ * it, the other half is for faults, so that the guest goes on meanwhile.  While page-out cannot make
+ * room (engine.stuck) there is no limit.
  */
 #include <errno.h>
 #include <inttypes.h>
 
 #include "uffd-pager/engine_impl.h"
+
+#define ROOM_WINDOW_US 1000000u
+#define ROOM_WINDOW_PAGES 2048 /* freed within the window: page-out works again */
+#define ROOM_TELL_US 30000000u
 
 static int64_t room_count(struct engine *engine, uint64_t chunk)
 {
@@ -72,6 +77,19 @@ void room_give(struct engine *engine, uint64_t chunk, unsigned n)
     atomic_fetch_sub_explicit(&engine->resident, n, memory_order_acq_rel);
 }
 
+/* A few pages now and then do not mean that the guest can be held to its budget again. */
+static bool room_recovered(struct engine *engine, unsigned n, int64_t resident, int64_t budget)
+{
+    uint64_t now = units_now_us();
+
+    if (now > engine->window_us + ROOM_WINDOW_US) {
+        engine->window_us = now;
+        engine->window_pages = 0;
+    }
+    engine->window_pages += n;
+    return resident <= budget || engine->window_pages >= ROOM_WINDOW_PAGES;
+}
+
 void room_freed(struct engine *engine, unsigned n)
 {
     atomic_store_explicit(&engine->freed_us, units_now_us(), memory_order_relaxed);
@@ -79,7 +97,9 @@ void room_freed(struct engine *engine, unsigned n)
     int64_t resident = atomic_load_explicit(&engine->resident, memory_order_acquire);
     int64_t budget = atomic_load_explicit(&engine->budget, memory_order_relaxed);
     int64_t limit = atomic_load_explicit(&engine->limit, memory_order_relaxed);
-    if (atomic_exchange_explicit(&engine->stuck, false, memory_order_acq_rel)) {
+    if (atomic_load_explicit(&engine->stuck, memory_order_relaxed) &&
+        room_recovered(engine, n, resident, budget)) {
+        atomic_store_explicit(&engine->stuck, false, memory_order_release);
         limit = resident + n;
         log_info("page-out makes room again");
     }
@@ -93,11 +113,19 @@ void room_freed(struct engine *engine, unsigned n)
 
 void room_stuck(struct engine *engine, const char *why)
 {
+    uint64_t now = units_now_us();
+
     if (atomic_exchange_explicit(&engine->stuck, true, memory_order_acq_rel)) {
         return;
     }
-    log_error("the guest goes over its budget: %s", why);
-    engine_event(engine, "OVER_BUDGET", json_pack("{s:s}", "reason", why));
+    pthread_mutex_lock(&engine->limit_lock);
+    bool tell = !engine->stuck_told_us || now > engine->stuck_told_us + ROOM_TELL_US;
+    engine->stuck_told_us = tell ? now : engine->stuck_told_us;
+    pthread_mutex_unlock(&engine->limit_lock);
+    if (tell) {
+        log_error("the guest goes over its budget: %s", why);
+        engine_event(engine, "OVER_BUDGET", json_pack("{s:s}", "reason", why));
+    }
     fault_kick(engine);
 }
 

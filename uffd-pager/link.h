@@ -48,7 +48,7 @@ struct link_host {
     _Atomic unsigned up;     /* links that are connected */
     _Atomic uint64_t lost_pages; /* poisoned, not told yet */
     bool told;               /* the operator knows of the trouble; thread only */
-    uint64_t told_pages_us;  /* thread only */
+    uint64_t told_pages_us, lost_seen_us; /* thread only */
     bool demoted;            /* CLEAN pages have been made LOCAL; thread only */
 };
 

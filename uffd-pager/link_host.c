@@ -16,6 +16,8 @@
 
 #define LINK_JUDGE_MS 50u
 #define LINK_TELL_US 500000u /* trouble shorter than this is only logged */
+#define LINK_GATHER_US 200000u /* lost pages come in crowds: count for a while, tell once */
+#define LINK_TELL_PAGES_US 1000000u
 #define LINK_HANDSHAKE_MAX_MS 3000
 #define LINK_HANDSHAKE_MIN_MS 200
 
@@ -104,7 +106,15 @@ static void link_tell_lost_pages(struct link_host *host, uint64_t now_us)
     const char *reason = host->refused ? "the sub-host does not have them any more"
                                        : "the sub-host could not be reached";
 
-    if (now_us < host->told_pages_us + 1000000) {
+    if (atomic_load_explicit(&host->lost_pages, memory_order_relaxed) == 0) {
+        host->lost_seen_us = 0;
+        return;
+    }
+    if (!host->lost_seen_us) {
+        host->lost_seen_us = now_us;
+    }
+    if (now_us < host->lost_seen_us + LINK_GATHER_US ||
+        now_us < host->told_pages_us + LINK_TELL_PAGES_US) {
         return;
     }
     uint64_t pages = atomic_exchange_explicit(&host->lost_pages, 0, memory_order_relaxed);

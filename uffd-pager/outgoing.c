@@ -414,7 +414,7 @@ static int outgoing_arm(struct worker *worker, struct reason *reason)
     if (err) {
         return reason_set(reason, err, "QEMU did not answer: %s", strerror(-err));
     }
-    return out->armed_err ? reason_set(reason, out->armed_err, "%s", out->reason.text) : 0;
+    return out->armed_err ? reason_set(reason, out->armed_err, "%s", out->armed_reason.text) : 0;
 }
 
 static int outgoing_check(struct worker *worker, const json_t *args, struct reason *reason)

@@ -10,7 +10,8 @@
 #define PAGEOUT_HOST_BATCHES 4u /* of one sub-host under way, if there are few sub-hosts */
 #define PAGEOUT_VICTIMS 256u
 #define PAGEOUT_FENCE_US 10000000u
-#define PAGEOUT_FULL_US 1000000u
+#define PAGEOUT_FULL_US 500000u /* how long a full sub-host is left alone at first, and at most */
+#define PAGEOUT_FULL_MAX_US 8000000u
 #define PAGEOUT_NO_CHUNK UINT64_MAX
 
 /* What becomes of each page of a batch. */
@@ -26,7 +27,8 @@ enum pageout_fate {
 struct pageout_host {
     struct link link;
     unsigned batches;  /* under way */
-    uint64_t full_us;  /* it refused a WRITE for want of room: nothing new until then */
+    uint64_t full_us;      /* it refused a WRITE for want of room: nothing new until then */
+    uint64_t full_wait_us; /* how long that was; 0: it was not so lately */
     struct pageout_batch *send_first, *send_last; /* not wholly sent, in order */
 };
 

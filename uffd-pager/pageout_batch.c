@@ -309,11 +309,27 @@ static int batch_send(struct pageout *pageout, struct pageout_host *host)
 static void batch_refused(struct pageout *pageout, struct pageout_host *host, int err)
 {
     stats_add(&pageout->engine->stats.write_refusals, 1);
-    if (pageout->now_us >= host->full_us) {
+    if (pageout->now_us < host->full_us) {
+        return; /* one of several that were under way */
+    }
+    if (!host->full_wait_us) {
         log_warn("sub-host '%s' refuses pages: %s",
                  pageout->engine->config.subhost[host->link.host->index].name, strerror(-err));
     }
-    host->full_us = pageout->now_us + PAGEOUT_FULL_US;
+    host->full_wait_us = host->full_wait_us ? host->full_wait_us * 2 : PAGEOUT_FULL_US;
+    host->full_wait_us = host->full_wait_us > PAGEOUT_FULL_MAX_US ? PAGEOUT_FULL_MAX_US
+                                                                  : host->full_wait_us;
+    host->full_us = pageout->now_us + host->full_wait_us;
+}
+
+static void batch_accepted(struct pageout *pageout, struct pageout_host *host)
+{
+    /* Some are taken even by a full sub-host: pages it has a copy of. */
+    if (host->full_wait_us && pageout->now_us > host->full_us + PAGEOUT_FULL_MAX_US) {
+        host->full_wait_us = 0;
+        log_info("sub-host '%s' takes pages again",
+                 pageout->engine->config.subhost[host->link.host->index].name);
+    }
 }
 
 /* Return: 1 if a reply was used, 0 if there is none, -errno if the connection is no good. */
@@ -345,6 +361,8 @@ static int batch_reply(struct pageout *pageout, struct pageout_host *host)
     }
     if (reply.error < 0) {
         batch_refused(pageout, host, reply.error);
+    } else {
+        batch_accepted(pageout, host);
     }
     for (unsigned to = batch_run(batch, index, 1u << PAGEOUT_SEND); index < to; index++) {
         batch->fate[index] = reply.error < 0 ? PAGEOUT_REFUSED : PAGEOUT_STORED;

@@ -73,8 +73,9 @@ struct outgoing {
     bool begun;        /* QEMU has sent MIG_BEGIN */
     bool finishing;    /* QEMU has sent MIG_FINISH */
     bool failed;
-    bool armed_answer; /* ARMED came; its result is armed_err, reason */
+    bool armed_answer; /* ARMED came; its result: */
     int armed_err;
+    struct reason armed_reason;
     uint32_t finish_cookie;
     struct reason reason;
 };

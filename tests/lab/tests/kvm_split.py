@@ -7,7 +7,7 @@ from cluster import Failure, MIB, memfd_blocks, wait_until
 
 # Small, because each page fault takes a world switch that is emulated. The guest's kernel adds some
 # 60 MiB to what is filled.
-RAM, FILL, BUDGET = 224 * MIB, 112 * MIB, 56 * MIB
+RAM, FILL, BUDGET = 160 * MIB, 48 * MIB, 32 * MIB
 SLACK = 2 * MIB
 
 
@@ -20,7 +20,7 @@ def need_kvm(guest):
 def split(cluster):
     """Start a guest, split it live; returns the main host's pager and the guest there."""
     for _ in range(2):
-        cluster.subhost(160 * MIB)
+        cluster.subhost(96 * MIB)
     source_pager, main_pager = cluster.pager("source"), cluster.pager("main")
     source = cluster.guest("src", source_pager, RAM, accel="kvm", smp=2,
                            append="memguest.size=%d memguest.rate=500 memguest.hot=20" % FILL)
@@ -51,7 +51,11 @@ def sweep(guest, seconds=120, during=None):
         return re.search(r"sweep done pages=(\d+) errors=(\d+) ms=(\d+)", guest.log_text()[start:])
 
     guest.say("sweep")
-    pages, errors, took = map(int, wait_until("the guest's sweep", seconds, look).groups())
+    try:
+        pages, errors, took = map(int, wait_until("the guest's sweep", seconds, look).groups())
+    except Failure as failure:
+        raise Failure("%s\nthe pager says: %s\nthe console ends:\n%s" % (
+            failure, guest.pager.guest(guest.uuid), guest.log_text()[-1500:])) from None
     print("sweep: %d pages in %d ms, at most %d KiB resident" % (pages, took, most // 1024), flush=True)
     if errors or pages * 4096 != FILL:
         raise Failure("a sweep of %d pages found %d wrong\n%s" % (pages, errors, guest.log_text()[-1500:]))
