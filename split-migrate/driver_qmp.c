@@ -128,6 +128,22 @@ static int driver_check_source(struct driver_qmp *d, struct reason *reason)
     return err ? err : driver_check_idle(d, reason);
 }
 
+/* A QEMU listens once: what a controller that died has begun cannot be begun again. */
+static int driver_check_fresh(struct driver_qmp *d, struct reason *reason)
+{
+    json_t *answer = NULL;
+
+    int err = qmp_call(&d->destination, "query-migrate", NULL, &answer, QMP_CALL_MS, NULL, reason);
+    const char *status = json_string_value(json_object_get(answer, "status"));
+    if (!err && status && strcmp(status, "none") != 0) {
+        err = reason_set(reason, -EBUSY,
+                         "destination QEMU has begun to receive a guest before: it must be started "
+                         "anew");
+    }
+    json_decref(answer);
+    return err;
+}
+
 static int driver_open_destination(struct driver_qmp *d, const struct target *source,
                                    const struct target *target, struct reason *reason)
 {
@@ -162,7 +178,10 @@ static int driver_open_destination(struct driver_qmp *d, const struct target *so
                          "destination QEMU is for another guest: its UUID must be %s, and it is %s",
                          d->guest.uuid, uuid);
     }
-    return err ? err : qmp_has_object(&d->destination, "ram-pager", reason);
+    if (!err) {
+        err = qmp_has_object(&d->destination, "ram-pager", reason);
+    }
+    return err ? err : driver_check_fresh(d, reason);
 }
 
 static void driver_close(struct driver *driver)

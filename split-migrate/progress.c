@@ -9,14 +9,13 @@
 
 #define PROGRESS_TERMINAL_US 100000
 #define PROGRESS_LINES_US 1000000
-#define PROGRESS_RATE_US 500000
+#define PROGRESS_RATE_US 250000
 
 void progress_begin(struct progress *progress, bool enabled)
 {
     memset(progress, 0, sizeof(*progress));
     progress->enabled = enabled;
     progress->terminal = isatty(STDERR_FILENO) == 1;
-    progress->began_us = units_now_us();
 }
 
 void progress_end(struct progress *progress)
@@ -49,13 +48,18 @@ unsigned progress_percent(uint64_t total, uint64_t remaining)
 
 static void progress_rate(struct progress *progress, uint64_t bytes, uint64_t now)
 {
-    uint64_t passed = now - (progress->rate_us ? progress->rate_us : progress->began_us);
+    uint64_t passed = now - progress->rate_us;
 
+    if (!progress->rate_us) {
+        progress->rate_us = now;
+        progress->rate_bytes = bytes;
+        return;
+    }
     if (passed < PROGRESS_RATE_US || bytes < progress->rate_bytes) {
         return;
     }
     double rate = (double)(bytes - progress->rate_bytes) * 1e6 / (double)passed;
-    progress->rate = progress->rate_us ? progress->rate * 0.6 + rate * 0.4 : rate;
+    progress->rate = progress->rate > 0 ? progress->rate * 0.6 + rate * 0.4 : rate;
     progress->rate_us = now;
     progress->rate_bytes = bytes;
 }

@@ -11,8 +11,7 @@ struct progress {
     bool terminal;
     bool open_line; /* the terminal's cursor stands behind text */
     uint64_t shown_us;
-    uint64_t began_us;
-    uint64_t rate_us; /* of the last rate */
+    uint64_t rate_us; /* when the rate was last looked at; 0: never */
     uint64_t rate_bytes;
     double rate; /* bytes/s, smoothed */
 };

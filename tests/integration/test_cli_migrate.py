@@ -188,7 +188,8 @@ def test_every_step_refused():
             assert "was told to refuse" in err, (step, err)
             assert json.loads(out)["result"] == "failed" and json.loads(out)["reason"], step
             b.check_undone(step)
-            if STEPS.index(step) < STEPS.index("subhost-a region-create"):
+            early = STEPS.index(step) < STEPS.index("subhost-a region-create")
+            if early or step == "destination query-migrate":
                 assert b.called("destination quit") == 0, step
             if b.source.parameters != b.before[1] and step != "source migrate-set-parameters":
                 raise AssertionError("%s: settings were not restored" % step)
@@ -198,8 +199,21 @@ def test_every_step_broken():
     for step in STEPS:
         with Bench() as b:
             b.fail[step] = "close"
-            _, err = b.migrate("--live", status=1)
+            b.migrate("--live", status=1)
             b.check_undone(step)
+
+
+def test_destination_fails_to_load():
+    for how in ("refuse", "close"):
+        with Bench() as b:
+            def complete():
+                b.complete()
+                b.fail["destination query-migrate"] = how
+            b.source.on_complete = complete
+            b.migrate("--live", status=1)
+            b.check_undone(how)
+            assert b.guest_log == ["source stops", "source runs"], b.guest_log
+            assert b.destination.ended.is_set()
 
 
 def test_wrong_guests():
@@ -218,6 +232,7 @@ def test_wrong_guests():
             lambda b: setattr(b.source, "uuid", "00000000-0000-0000-0000-000000000000"))
     refused("source QEMU has no ram-pager object", lambda b: b.source.objects.pop(0))
     refused("destination QEMU has no ram-pager object", lambda b: b.destination.objects.pop(0))
+    refused("must be started anew", lambda b: setattr(b.destination, "migration", "setup"))
     refused("is migrating already", lambda b: setattr(b.source, "migration", "active"))
     refused("moving a split guest is not supported yet",
             lambda b: setattr(b.source_pager, "state", "split") or
