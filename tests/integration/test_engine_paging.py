@@ -1,0 +1,134 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The engine pages a native guest in and out; the guest checks every byte it touches."""
+
+import os
+import sys
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
+
+import checks
+from checks import eventually
+from engineplay import EnginePlay, with_region
+from subhost import MIB, PAGE, Subhost
+
+SIZE = 64 * MIB
+SLACK = 1 * MIB
+
+
+def guest(subhosts, **options):
+    """A guest of two blocks and a gap, of which about three quarters exist."""
+    values = dict(size=["47M", "15M"], budget="24M", low="16M", high="20M", local=15, remote=60,
+                  threads=3, granule="256K")
+    values.update(options)
+    return EnginePlay([s.unix for s in subhosts], **values)
+
+
+def test_random_hot_and_scanning_guest():
+    with Subhost(memory="512M") as one, Subhost(memory="512M") as two, \
+            with_region(one, SIZE), with_region(two, SIZE), guest([one, two]) as play:
+        for mode in "random", "hot", "scan":
+            play("mode", mode)
+            stats = play.play(2)
+            assert stats["resident_max"] <= 24 * MIB + SLACK, stats
+            assert stats["checks"] > 1000, stats
+        engine = play.check()["engine"]
+        assert engine["page_ins"] > 1000 and engine["page_outs"] > 1000, engine
+        assert engine["clean_drops"] > 100 and engine["zero_drops"] > 10, engine
+        assert engine["wp_faults"] > 100 and engine["zero_fills"] > 100, engine
+        assert engine["lost_pages"] == 0 and engine["install_errors"] == 0, engine
+        assert engine["fault_us"]["count"] == engine["page_ins"], engine
+        assert 0 < engine["fault_us"]["p50"] <= engine["fault_us"]["p99"], engine
+        assert all(s["connected"] and s["pages"] > 0 for s in engine["subhosts"]), engine
+        assert play("reset")["err"] == 0
+        assert play("stats")["engine"]["page_ins"] == 0
+        assert play.events == []
+
+
+def test_prefetch_and_small_granule_over_tcp():
+    with Subhost(memory="512M") as one, with_region(one, SIZE), \
+            guest([], subhost="%s,11111111-2222-3333-4444-555555555555" % one.tcp, prefetch=64,
+                  granule="4K", predictor="fifo") as play:
+        play("mode", "scan")
+        stats = play.play(3)
+        assert stats["engine"]["prefetched"] > 1000, stats
+        assert stats["resident_max"] <= 24 * MIB + SLACK, stats
+        play.check()
+
+
+def test_sampling_maps_again_and_keeps_protection():
+    with Subhost(memory="512M") as one, with_region(one, SIZE), \
+            guest([one], sample_ms=20, budget="48M", high="40M", low="32M") as play:
+        play("mode", "hot")
+        stats = play.play(3)
+        assert stats["engine"]["minor_faults"] > 100, stats
+        play.check()
+        assert stats["engine"]["wp_faults"] > 10, stats
+
+
+def test_pages_that_arrived_are_mapped_in_the_background():
+    with Subhost(memory="512M") as one, with_region(one, SIZE), \
+            guest([one], local=30, remote=30, budget="60M", high="56M", low="48M") as play:
+        time.sleep(1)
+        stats = play.check()
+        assert stats["engine"]["minor_faults"] < 50, stats
+
+
+def test_zapped_pages_come_back_by_minor_faults():
+    with Subhost(memory="512M") as one, with_region(one, SIZE), \
+            guest([one], local=30, remote=30, budget="60M", high="56M", low="48M") as play:
+        time.sleep(0.5)
+        play.check()
+        before = play("stats")["engine"]["minor_faults"]
+        play("zap", 0, 1024)
+        play.check()
+        faults = play("stats")["engine"]["minor_faults"] - before
+        assert 1024 / 16 * 0.5 < faults < 1024, faults
+
+
+def test_lower_budget_while_running():
+    with Subhost(memory="512M") as one, with_region(one, SIZE), \
+            guest([one], budget="56M", high="52M", low="48M") as play:
+        play.play(1)
+        play("go")
+        assert play("budget", 16 * MIB, 8 * MIB, 12 * MIB)["err"] == 0
+        eventually(lambda: play("stats")["resident"] <= 16 * MIB, "the new budget", 10)
+        play("stats")
+        time.sleep(1)
+        stats = play("stats")
+        assert stats["resident_max"] <= 16 * MIB + SLACK, stats
+        assert play("budget", 16 * MIB, 12 * MIB, 20 * MIB)["err"] < 0
+        assert play("budget", 40 * MIB, 30 * MIB, 36 * MIB)["err"] == 0
+        assert play.play(1)["resident_max"] > 20 * MIB
+        play.check()
+
+
+def test_discarded_pages_read_as_zero_and_are_trimmed():
+    with Subhost(memory="512M") as one, with_region(one, SIZE) as control, guest([one]) as play:
+        play.play(1)
+        stored = control.region("11111111-2222-3333-4444-555555555555")["stored"]
+        for first in range(0, 8192, 1024):
+            assert play("discard", first, 700)["err"] == 0
+            play("go")
+        eventually(lambda: control.region("11111111-2222-3333-4444-555555555555")["stored"] <
+                   stored - 8 * MIB, "TRIMs", 10)
+        play.play(2)
+        play.check()
+        assert play("stats")["engine"]["discards"] >= 5600 * 0.9
+
+
+def test_stop_and_start_again():
+    with Subhost(memory="512M") as one, with_region(one, SIZE), guest([one]) as play:
+        for _ in range(4):
+            play("go")
+            time.sleep(0.4)
+            assert play("stop")["status"] == 0
+            time.sleep(0.1)
+            play.start()
+            assert play("stats")["resident_max"] <= 24 * MIB + SLACK
+        play.check()
+
+
+if __name__ == "__main__":
+    checks.main(globals())
