@@ -210,11 +210,14 @@ static int tell_failure(struct mover *mover)
 /* Progress is left out while the worker does not read: the next one tells it all. */
 static int tell_progress(struct mover *mover, bool drained)
 {
+    /* Under the lock, so that the two counts belong together: QEMU refuses what cannot be. */
+    pthread_mutex_lock(&mover->lock);
     struct handoff_progress now = {
         .pages_done = atomic_load(&mover->totals->pages_done),
         .zero_pages = atomic_load(&mover->totals->zero_pages),
         .wire_bytes = atomic_load(&mover->totals->wire_bytes),
     };
+    pthread_mutex_unlock(&mover->lock);
     uint64_t new_pages = now.pages_done - mover->reported.pages_done;
     uint64_t time_us = units_now_us();
     struct pollfd pfd = {.fd = mover->fd, .events = POLLOUT};

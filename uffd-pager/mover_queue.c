@@ -246,10 +246,8 @@ static void done_fault(const struct mover *mover, uint64_t round)
 
 void mover_done(struct mover *mover, uint64_t pages, uint64_t zero)
 {
-    if (zero) {
-        atomic_fetch_add(&mover->totals->zero_pages, zero);
-    }
     pthread_mutex_lock(&mover->lock);
+    atomic_fetch_add(&mover->totals->zero_pages, zero);
     uint64_t before = atomic_fetch_add(&mover->totals->pages_done, pages);
     mover->outstanding -= pages;
     bool tell = mover->outstanding == 0 ||
