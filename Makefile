@@ -81,7 +81,12 @@ $(B)/tests/tools/%: $(B)/tests/tools/%.o $(PROGRAM_LIBS) $(PREDICTOR_LIB) $(COMM
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^ $(LDLIBS) -linih -lm
 
-tools: all $(TEST_TOOLS)
+$(B)/bin/mover-floor: $(B)/bench/mover_floor.o
+	$(call say,LD,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^
+
+tools: all $(TEST_TOOLS) $(B)/bin/mover-floor
 
 # ---- set-up ----
 
@@ -179,6 +184,10 @@ bench-migrate: deps  ## total time beside stock QEMU's pre-copy and multifd, and
 	@$(MAKE) --no-print-directory -j$$(nproc) tools
 	@QEMU=$$(qemu-patches/build.sh) && export QEMU && BUILD=$(B) /usr/bin/python3 bench/migrate.py
 
+bench-mover: deps  ## the mover alone, to a main host and to sub-hosts, beside the floor
+	@$(MAKE) --no-print-directory -j$$(nproc) tools
+	@BUILD=$(B) /usr/bin/python3 bench/bench_mover.py
+
 # ---- the rest ----
 
 PREFIX ?= /usr/local
@@ -198,6 +207,6 @@ help:  ## print the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## \(.*\)/  \1\t\2/p' Makefile | expand -t 22
 
 .PHONY: all tools deps build-deps qemu check unit check-unit check-integration check-e2e check-lab \
-        check-asan check-tsan lint fuzz fuzzers demo bench-migrate install clean help
+        check-asan check-tsan lint fuzz fuzzers demo bench-migrate bench-mover install clean help
 .SECONDARY:
 -include $(shell find $(B) $(B)-fuzz -name '*.d' 2>/dev/null)

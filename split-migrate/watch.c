@@ -77,6 +77,14 @@ static void watch_show(struct move *move, bool final)
     progress_show(&move->progress, &values, final);
 }
 
+/* The pager only tells what QEMU told it, without QEMU's reason. */
+static bool by_qemu(const char *why)
+{
+    static const char begin[] = "QEMU ended the migration";
+
+    return strncmp(why, begin, sizeof(begin) - 1) == 0;
+}
+
 /* The sentence an operator gets: the pagers know causes, QEMU mostly consequences. */
 static int watch_failed(struct move *move, const char *otherwise, struct reason *reason)
 {
@@ -87,9 +95,11 @@ static int watch_failed(struct move *move, const char *otherwise, struct reason 
     }
     if (move->main_pager.failed[0]) {
         why = move->main_pager.failed;
-    } else if (move->source_pager.failed[0]) {
+    } else if (move->source_pager.failed[0] &&
+               (!by_qemu(move->source_pager.failed) || !move->last.error[0])) {
         why = move->source_pager.failed;
-    } else if (move->stats.reason[0]) {
+    } else if (move->stats.reason[0] &&
+               (!by_qemu(move->stats.reason) || !move->last.error[0])) {
         why = move->stats.reason;
     } else if (move->last.error[0]) {
         why = move->last.error;
