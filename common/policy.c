@@ -13,21 +13,21 @@
 #define SUBHOST(field) offsetof(struct policy_subhost, field)
 
 const struct policy_key policy_keys[] = {
-    {"main", "budget", POLICY_SIZE, MAIN(budget), POLICY_MIN_BUDGET, INT64_MAX, false},
-    {"main", "low-watermark", POLICY_MARK, MAIN(low_watermark), 1, INT64_MAX, false},
-    {"main", "high-watermark", POLICY_MARK, MAIN(high_watermark), 1, INT64_MAX, false},
-    {POLICY_SUBHOST, "uri", POLICY_URI, SUBHOST(control), 0, 0, false},
-    {POLICY_SUBHOST, "memory", POLICY_SIZE, SUBHOST(memory), CHUNK_BYTES, INT64_MAX, false},
-    {POLICY_SUBHOST, "weight", POLICY_NUMBER, SUBHOST(weight), 0, 1000, false},
-    {"pages", "granule", POLICY_SIZE, MAIN(granule), PAGE_BYTES, CHUNK_BYTES, true},
-    {"pages", "prefetch", POLICY_NUMBER, MAIN(prefetch), 0, 512, false},
-    {"predictor", "policy", POLICY_PREDICTOR, MAIN(predictor), 0, 0, false},
-    {"predictor", "profile-seconds", POLICY_NUMBER, MAIN(profile_seconds), 0, 3600, false},
-    {"predictor", "period-ms", POLICY_NUMBER, MAIN(period_ms), 10, 3600000, false},
-    {"migration", "bandwidth", POLICY_SIZE, MAIN(bandwidth), 0, INT64_MAX, false},
-    {"migration", "downtime", POLICY_NUMBER, MAIN(downtime_ms), 1, 2000000, false},
-    {"migration", "connections", POLICY_NUMBER, MAIN(connections), 1, 16, false},
-    {"migration", "timeout", POLICY_NUMBER, MAIN(timeout_s), 0, 604800, false},
+    {"main", "budget", MAIN(budget), POLICY_MIN_BUDGET, INT64_MAX, POLICY_SIZE, false},
+    {"main", "low-watermark", MAIN(low_watermark), 1, INT64_MAX, POLICY_MARK, false},
+    {"main", "high-watermark", MAIN(high_watermark), 1, INT64_MAX, POLICY_MARK, false},
+    {POLICY_SUBHOST, "uri", SUBHOST(control), 0, 0, POLICY_URI, false},
+    {POLICY_SUBHOST, "memory", SUBHOST(memory), CHUNK_BYTES, INT64_MAX, POLICY_SIZE, false},
+    {POLICY_SUBHOST, "weight", SUBHOST(weight), 0, 1000, POLICY_NUMBER, false},
+    {"pages", "granule", MAIN(granule), PAGE_BYTES, CHUNK_BYTES, POLICY_SIZE, true},
+    {"pages", "prefetch", MAIN(prefetch), 0, 512, POLICY_NUMBER, false},
+    {"predictor", "policy", MAIN(predictor), 0, 0, POLICY_PREDICTOR, false},
+    {"predictor", "profile-seconds", MAIN(profile_seconds), 0, 3600, POLICY_NUMBER, false},
+    {"predictor", "period-ms", MAIN(period_ms), 10, 3600000, POLICY_NUMBER, false},
+    {"migration", "bandwidth", MAIN(bandwidth), 0, INT64_MAX, POLICY_SIZE, false},
+    {"migration", "downtime", MAIN(downtime_ms), 1, 2000000, POLICY_NUMBER, false},
+    {"migration", "connections", MAIN(connections), 1, 16, POLICY_NUMBER, false},
+    {"migration", "timeout", MAIN(timeout_s), 0, 604800, POLICY_NUMBER, false},
 };
 
 const size_t policy_n_keys = sizeof(policy_keys) / sizeof(policy_keys[0]);
@@ -51,9 +51,8 @@ void policy_init(struct policy *policy, const char *const *predictors)
 
 uint64_t policy_mark_bytes(const struct policy *policy, const struct policy_mark *mark)
 {
-    return mark->percent
-               ? (uint64_t)((unsigned __int128)policy->budget * mark->value / 100)
-               : mark->value;
+    return mark->percent ? (uint64_t)((unsigned __int128)policy->budget * mark->value / 100)
+                         : mark->value;
 }
 
 /* ---- values ---- */
@@ -94,8 +93,7 @@ static int policy_parse_size(const struct policy_key *key, const char *value, ui
     }
     if (bytes < key->least) {
         return reason_set(reason, -EINVAL, "%s '%.64s' is too small: it must be at least %s",
-                          key->name, value,
-                          units_format_size(key->least, least, sizeof(least)));
+                          key->name, value, units_format_size(key->least, least, sizeof(least)));
     }
     if (bytes > key->most || (key->power_of_two && bytes & (bytes - 1))) {
         return reason_set(reason, -EINVAL, "%s '%.64s' must be %s from %s to %s", key->name, value,
@@ -220,7 +218,7 @@ int policy_set(struct policy *policy, struct policy_subhost *subhost, const stru
     case POLICY_PREDICTOR:
         return policy_parse_predictor(policy, value, reason);
     case POLICY_URI:
-        return policy_set_uri(policy, subhost, value, reason);
+        return subhost ? policy_set_uri(policy, subhost, value, reason) : -EINVAL;
     }
     return -EINVAL;
 }
@@ -285,18 +283,16 @@ static int policy_check_marks(const struct policy *policy, struct reason *reason
     char b[32];
 
     if (high > policy->budget) {
-        return reason_set(reason, -EINVAL,
-                          "%shigh-watermark (%s) must not be above the budget (%s)",
-                          policy_place(policy, "high-watermark", place, sizeof(place)),
-                          units_format_size(high, a, sizeof(a)),
-                          units_format_size(policy->budget, b, sizeof(b)));
+        return reason_set(
+            reason, -EINVAL, "%shigh-watermark (%s) must not be above the budget (%s)",
+            policy_place(policy, "high-watermark", place, sizeof(place)),
+            units_format_size(high, a, sizeof(a)), units_format_size(policy->budget, b, sizeof(b)));
     }
     if (low > high) {
-        return reason_set(reason, -EINVAL,
-                          "%slow-watermark (%s) must not be above high-watermark (%s)",
-                          policy_place(policy, "low-watermark", place, sizeof(place)),
-                          units_format_size(low, a, sizeof(a)),
-                          units_format_size(high, b, sizeof(b)));
+        return reason_set(
+            reason, -EINVAL, "%slow-watermark (%s) must not be above high-watermark (%s)",
+            policy_place(policy, "low-watermark", place, sizeof(place)),
+            units_format_size(low, a, sizeof(a)), units_format_size(high, b, sizeof(b)));
     }
     return 0;
 }

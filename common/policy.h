@@ -32,7 +32,7 @@ struct policy_subhost {
     struct endpoint control;
     uint64_t memory; /* most it may store for one guest; 0: what it has free */
     uint64_t weight;
-    unsigned line;                     /* of the section's header */
+    unsigned line;                      /* of the section's header */
     unsigned key_line[POLICY_MAX_KEYS]; /* where each key was set; 0: it was not */
 };
 

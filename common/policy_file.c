@@ -116,8 +116,8 @@ static void policy_section(struct policy_parser *parser, char *text)
 {
     size_t length = strcspn(text, " \t");
     char *name = text + length + strspn(text + length, " \t");
-    bool is_subhost = length == strlen(POLICY_SUBHOST) &&
-                      strncmp(text, POLICY_SUBHOST, length) == 0;
+    bool is_subhost =
+        length == strlen(POLICY_SUBHOST) && strncmp(text, POLICY_SUBHOST, length) == 0;
 
     parser->subhost = NULL;
     if (is_subhost) {
@@ -146,8 +146,9 @@ static bool policy_line(struct policy_parser *parser, char *line)
     }
     if (*line != '[') {
         if (!strchr(line, '=')) {
-            policy_refuse(parser, "'%.64s' is no setting: a line must be 'key = value', [section] "
-                                  "or a comment after '#'",
+            policy_refuse(parser,
+                          "'%.64s' is no setting: a line must be 'key = value', [section] "
+                          "or a comment after '#'",
                           line);
         }
         return !parser->failed;
@@ -218,8 +219,8 @@ static int policy_handle(void *opaque, const char *section, const char *name, co
         if (strcmp(key->section, parser->section) != 0 || strcmp(key->name, name) != 0) {
             continue;
         }
-        unsigned *line = parser->subhost ? &parser->subhost->key_line[i]
-                                         : &parser->policy->key_line[i];
+        unsigned *line =
+            parser->subhost ? &parser->subhost->key_line[i] : &parser->policy->key_line[i];
         if (*line) {
             policy_refuse(parser, "%s is set twice, first in line %u", name, *line);
             return 0;

@@ -14,10 +14,10 @@ enum policy_type { POLICY_SIZE, POLICY_MARK, POLICY_NUMBER, POLICY_URI, POLICY_P
 struct policy_key {
     const char *section;
     const char *name;
-    enum policy_type type;
     size_t offset; /* in struct policy, or in struct policy_subhost */
     uint64_t least;
     uint64_t most;
+    enum policy_type type;
     bool power_of_two;
 };
 

@@ -56,14 +56,16 @@ struct driver_progress {
 
 struct driver {
     const struct driver_ops *ops;
-    uint64_t stopped_us; /* when the guest stopped at the source and when it ran again; 0: not yet */
+    uint64_t
+        stopped_us; /* when the guest stopped at the source and when it ran again; 0: not yet */
     uint64_t resumed_us;
 };
 
 struct driver_ops {
     const char *scheme;
 
-    /* Connect, and check that what is there can be moved; changes nothing. @destination may be NULL. */
+    /* Connect, and check that what is there can be moved; changes nothing. @destination may be
+     * NULL. */
     int (*open)(struct driver **driver, const struct target *source,
                 const struct target *destination, struct driver_guest *guest,
                 struct reason *reason);
@@ -82,9 +84,11 @@ struct driver_ops {
     /* Ask for the end of the migration and wait for it; *phase is what became of it. */
     int (*cancel)(struct driver *driver, enum driver_phase *phase, struct reason *reason);
 
-    /* The source has completed: wait until the destination has everything; the guest does not run yet. */
+    /* The source has completed: wait until the destination has everything; the guest does not run
+     * yet. */
     int (*arrived)(struct driver *driver, struct reason *reason);
-    /* Let it run there if it ran here. *sent: it may run there now, so it must never run here again. */
+    /* Let it run there if it ran here. *sent: it may run there now, so it must never run here
+     * again. */
     int (*hand_over)(struct driver *driver, bool *sent, struct reason *reason);
     /* End the source, or leave it stopped. */
     void (*retire)(struct driver *driver, bool keep_source);

@@ -27,7 +27,7 @@
 #include "split-migrate/hosts.h"
 #include "split-migrate/qmp.h"
 
-#define QMP_POLL_MS 600000  /* QEMU does not answer while it sends the last dirty pages */
+#define QMP_POLL_MS 600000 /* QEMU does not answer while it sends the last dirty pages */
 #define QMP_SETTLE_US 60000000u
 #define QMP_RESUME_US 15000000u
 #define QMP_STEP_US 10000
@@ -80,8 +80,8 @@ static struct driver_qmp *driver_of(struct driver *driver)
 
 static int driver_check_idle(struct driver_qmp *d, struct reason *reason)
 {
-    static const char *const busy[] = {"setup",   "active",     "pre-switchover", "device",
-                                       "colo",    "cancelling", "wait-unplug",    "failing"};
+    static const char *const busy[] = {"setup", "active",     "pre-switchover", "device",
+                                       "colo",  "cancelling", "wait-unplug",    "failing"};
     json_t *answer = NULL;
 
     int err = qmp_call(&d->source, "query-migrate", NULL, &answer, QMP_CALL_MS, NULL, reason);
@@ -152,8 +152,9 @@ static int driver_open_destination(struct driver_qmp *d, const struct target *so
     bool running;
 
     if (strcmp(source->monitor.host, target->monitor.host) == 0) {
-        return reason_set(reason, -EINVAL, "source and destination must be two QEMUs, and both are "
-                                           "%.150s",
+        return reason_set(reason, -EINVAL,
+                          "source and destination must be two QEMUs, and both are "
+                          "%.150s",
                           target->monitor.host);
     }
     d->own_stream = !target->migrate[0];
@@ -301,11 +302,16 @@ static enum driver_phase driver_phase_of(const char *status)
         const char *status;
         enum driver_phase phase;
     } table[] = {
-        {"none", DRIVER_IDLE},           {"setup", DRIVER_SETUP},
-        {"wait-unplug", DRIVER_SETUP},   {"active", DRIVER_MOVING},
-        {"pre-switchover", DRIVER_PAUSED}, {"device", DRIVER_DEVICE},
-        {"cancelling", DRIVER_CANCELLING}, {"failing", DRIVER_CANCELLING},
-        {"completed", DRIVER_COMPLETED}, {"failed", DRIVER_FAILED},
+        {"none", DRIVER_IDLE},
+        {"setup", DRIVER_SETUP},
+        {"wait-unplug", DRIVER_SETUP},
+        {"active", DRIVER_MOVING},
+        {"pre-switchover", DRIVER_PAUSED},
+        {"device", DRIVER_DEVICE},
+        {"cancelling", DRIVER_CANCELLING},
+        {"failing", DRIVER_CANCELLING},
+        {"completed", DRIVER_COMPLETED},
+        {"failed", DRIVER_FAILED},
         {"cancelled", DRIVER_CANCELLED},
     };
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * fault.h - fault injection for tests: SPLIT_MIGRATE_FAULT=controller-exit-PLACE has the program kill
- * itself there as a crash would, controller-stop-PLACE has it stop itself (SIGSTOP)
+ * fault.h - fault injection for tests: SPLIT_MIGRATE_FAULT=controller-exit-PLACE has the program
+ * kill itself there as a crash would, controller-stop-PLACE has it stop itself (SIGSTOP)
  */
 #ifndef SPLIT_MIGRATE_FAULT_H
 #define SPLIT_MIGRATE_FAULT_H

@@ -49,7 +49,8 @@ int hosts_reach(const char *text, const struct endpoint *control, char data[ENDP
 int hosts_choose_data(const json_t *list, const struct endpoint *control,
                       char data[ENDPOINT_TEXT_LEN])
 {
-    /* A UNIX socket is the shorter way to a sub-host on the same host; hosts_reach() refuses others'. */
+    /* A UNIX socket is the shorter way to a sub-host on the same host; hosts_reach() refuses
+     * others'. */
     for (int wants_unix = 1; wants_unix >= 0; wants_unix--) {
         for (size_t i = 0; i < json_array_size(list); i++) {
             const char *text = json_string_value(json_array_get(list, i));
@@ -96,8 +97,8 @@ int pager_open(struct pager *pager, const char *role, const struct endpoint *end
     return 0;
 }
 
-int pager_call(struct pager *pager, const char *verb, json_t *args, json_t **result,
-               int timeout_ms, struct reason *reason)
+int pager_call(struct pager *pager, const char *verb, json_t *args, json_t **result, int timeout_ms,
+               struct reason *reason)
 {
     struct reason why = {""};
 
@@ -110,8 +111,8 @@ json_t *pager_guest(struct pager *pager, const char *uuid, int *err, struct reas
 {
     json_t *guest = NULL;
 
-    *err = pager_call(pager, "query-guest", json_pack("{s:s}", "uuid", uuid), &guest,
-                      HOSTS_CALL_MS, reason);
+    *err = pager_call(pager, "query-guest", json_pack("{s:s}", "uuid", uuid), &guest, HOSTS_CALL_MS,
+                      reason);
     return guest;
 }
 
@@ -165,9 +166,9 @@ int subhost_reserve(struct subhost *subhost, const char *uuid, uint64_t size, ui
     json_t *answer = NULL;
 
     hosts_ticket(subhost->ticket);
-    json_t *args = json_pack("{s:s, s:I, s:I, s:I, s:s}", "name", uuid, "size", (json_int_t)size,
-                             "reserve", (json_int_t)reserve, "limit", (json_int_t)limit, "ticket",
-                             subhost->ticket);
+    json_t *args =
+        json_pack("{s:s, s:I, s:I, s:I, s:s}", "name", uuid, "size", (json_int_t)size, "reserve",
+                  (json_int_t)reserve, "limit", (json_int_t)limit, "ticket", subhost->ticket);
     int err = subhost_call(subhost, "region-create", args, &answer, reason);
     if (err) {
         return err;

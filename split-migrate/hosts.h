@@ -41,16 +41,18 @@ struct subhost {
 int pager_open(struct pager *pager, const char *role, const struct endpoint *endpoint,
                struct reason *reason);
 
-/** pager_call() - run a verb; @args is stolen. Return: as control_call(), the role before the sentence. */
-int pager_call(struct pager *pager, const char *verb, json_t *args, json_t **result,
-               int timeout_ms, struct reason *reason);
+/** pager_call() - run a verb; @args is stolen. Return: as control_call(), the role before the
+ * sentence. */
+int pager_call(struct pager *pager, const char *verb, json_t *args, json_t **result, int timeout_ms,
+               struct reason *reason);
 
 /** pager_guest() - query-guest: a new reference, or NULL with *@err and @reason */
 json_t *pager_guest(struct pager *pager, const char *uuid, int *err, struct reason *reason);
 
 void pager_close(struct pager *pager);
 
-/** subhost_open() - connect, ask for its free memory and data address. Return: 0 or -errno, @reason. */
+/** subhost_open() - connect, ask for its free memory and data address. Return: 0 or -errno,
+ * @reason. */
 int subhost_open(struct subhost *subhost, const struct policy_subhost *policy,
                  struct reason *reason);
 
@@ -70,7 +72,8 @@ void subhost_close(struct subhost *subhost);
  */
 int hosts_reach(const char *text, const struct endpoint *control, char data[ENDPOINT_TEXT_LEN]);
 
-/** hosts_choose_data() - the first address of a sub-host's list that fits how we reach it. Return: 0 or -EINVAL. */
+/** hosts_choose_data() - the first address of a sub-host's list that fits how we reach it. Return:
+ * 0 or -EINVAL. */
 int hosts_choose_data(const json_t *list, const struct endpoint *control,
                       char data[ENDPOINT_TEXT_LEN]);
 

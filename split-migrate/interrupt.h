@@ -18,7 +18,8 @@ void interrupt_init(void);
 /** interrupt_pending() - true once a signal has come */
 bool interrupt_pending(void);
 
-/** interrupt_shut() - the socket a signal shall shut down, so that a call waiting on it ends; -1: none */
+/** interrupt_shut() - the socket a signal shall shut down, so that a call waiting on it ends; -1:
+ * none */
 void interrupt_shut(int fd);
 
 #endif

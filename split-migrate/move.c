@@ -46,8 +46,8 @@ static void move_cancel_pager(struct pager *pager, const char *verb, const char 
 {
     struct reason reason = {""};
 
-    int err = pager_call(pager, verb, json_pack("{s:s}", "uuid", uuid), NULL, HOSTS_CALL_MS,
-                         &reason);
+    int err =
+        pager_call(pager, verb, json_pack("{s:s}", "uuid", uuid), NULL, HOSTS_CALL_MS, &reason);
     if (err && err != -ENOENT) {
         /* The end of our connection cancels as well; a guest that arrived goes with its QEMU. */
         log_info("%s: %s", verb, reason.text);

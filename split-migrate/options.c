@@ -58,10 +58,10 @@ static int options_take(const struct option_def *table, int argc, char *const *a
     const char *equals = NULL;
     int i = -1;
 
+    *value = "";
     if (text[1] == '-') {
         equals = strchr(text, '=');
-        i = options_index(table, text + 2,
-                          equals ? (size_t)(equals - text - 2) : strlen(text + 2));
+        i = options_index(table, text + 2, equals ? (size_t)(equals - text - 2) : strlen(text + 2));
     } else {
         for (int k = 0; table[k].name && !text[2]; k++) {
             if (table[k].letter && table[k].letter == text[1]) {
@@ -73,7 +73,6 @@ static int options_take(const struct option_def *table, int argc, char *const *a
         return reason_set(reason, -EINVAL, "option '%.64s' is not known", text);
     }
     if (!table[i].value) {
-        *value = "";
         return equals ? reason_set(reason, -EINVAL, "option '--%s' takes no value", table[i].name)
                       : i;
     }
@@ -106,7 +105,7 @@ static int options_parse_global(struct arguments *arguments, int argc, char *con
                                 struct reason *reason)
 {
     while (*at < argc && argv[*at][0] == '-' && argv[*at][1]) {
-        const char *value;
+        const char *value = "";
         int i = options_take(options_global, argc, argv, at, &value, reason);
         if (i < 0) {
             return i;
@@ -136,7 +135,7 @@ static int options_parse_verb(struct arguments *arguments, int argc, char *const
             continue;
         }
         if (!words_only && text[0] == '-' && text[1]) {
-            const char *value;
+            const char *value = "";
             if (strcmp(text, "--help") == 0 || strcmp(text, "-h") == 0) {
                 arguments->help = true;
                 return 0;
@@ -252,8 +251,7 @@ static int options_test_table(const char *owner, const struct option_def *table,
         for (int k = 0; k < i; k++) {
             if (strcmp(table[k].name, table[i].name) == 0 ||
                 (table[i].letter && table[k].letter == table[i].letter)) {
-                return reason_set(reason, -EINVAL, "%s: --%s is there twice", owner,
-                                  table[i].name);
+                return reason_set(reason, -EINVAL, "%s: --%s is there twice", owner, table[i].name);
             }
         }
     }

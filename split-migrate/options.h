@@ -25,8 +25,8 @@ enum {
 #define OPTIONS_MAX_WORDS 3
 
 struct option_def {
-    const char *name; /* NULL ends a table */
-    char letter;      /* 0: none */
+    const char *name;  /* NULL ends a table */
+    char letter;       /* 0: none */
     const char *value; /* what stands for the value in the help; NULL: the option takes none */
     const char *help;
 };
@@ -34,8 +34,8 @@ struct option_def {
 struct arguments;
 
 struct verb {
-    const char *name; /* NULL ends the table */
-    const char *words; /* e.g. "DOMAIN [DESTURI]" */
+    const char *name;     /* NULL ends the table */
+    const char *words;    /* e.g. "DOMAIN [DESTURI]" */
     unsigned least, most; /* of words */
     const char *summary;
     const struct option_def *options;

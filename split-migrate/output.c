@@ -44,7 +44,7 @@ void output_cell(struct output_table *table, unsigned row, unsigned column, cons
     va_end(args);
     for (const char *p = text; *p && used < OUTPUT_CELL_LEN - 5; p++) {
         if ((unsigned char)*p < 0x20 || *p == 0x7f) {
-            used += (size_t)sprintf(to + used, "\\x%02x", (unsigned char)*p);
+            used += (size_t)snprintf(to + used, 5, "\\x%02x", (unsigned char)*p);
         } else {
             to[used++] = *p;
         }

@@ -24,8 +24,8 @@
 
 struct plan_subhost {
     const char *name;
-    uint64_t free;    /* what it can reserve now */
-    uint64_t memory;  /* the policy's limit; 0: none */
+    uint64_t free;   /* what it can reserve now */
+    uint64_t memory; /* the policy's limit; 0: none */
     uint64_t weight;
     uint64_t share;   /* result: bytes of the guest planned for it */
     uint64_t reserve; /* result: bytes to reserve: share, growth, rounding */
@@ -33,8 +33,8 @@ struct plan_subhost {
 };
 
 struct plan {
-    uint64_t ram;       /* flat bytes */
-    uint64_t present;   /* bytes that exist */
+    uint64_t ram;     /* flat bytes */
+    uint64_t present; /* bytes that exist */
     uint64_t budget;
     uint64_t low_watermark;
     uint64_t main_free; /* the main host's available memory */

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* prepare.c - everything of a move that comes before the first page: check, plan, reserve, announce */
+/* prepare.c - everything of a move that comes before the first page: check, plan, reserve, announce
+ */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -76,7 +77,8 @@ static int prepare_main_pager(struct move *move, struct reason *reason)
     if (strcmp(endpoint_format(&move->source.pager, ours),
                endpoint_format(&move->destination.pager, theirs)) == 0) {
         return reason_set(reason, -EINVAL,
-                          "source and destination must have two pagers, and both have %.150s", ours);
+                          "source and destination must have two pagers, and both have %.150s",
+                          ours);
     }
     int err = pager_open(pager, "main host's pager", &move->destination.pager, reason);
     if (!err) {
@@ -102,9 +104,9 @@ static int prepare_check_reach(const struct move *move, const char *owner, const
 
     int err = endpoint_parse(data, &endpoint, reason);
     if (!err && far && endpoint_is_local(&endpoint)) {
-        err = reason_set(reason, -EINVAL,
-                         "%.80s serves data at %.100s, which other hosts cannot reach", owner,
-                         data);
+        err =
+            reason_set(reason, -EINVAL,
+                       "%.80s serves data at %.100s, which other hosts cannot reach", owner, data);
     }
     return err;
 }
@@ -160,11 +162,11 @@ static int prepare_profile(struct move *move, uint64_t seconds, struct reason *r
              (unsigned long long)seconds);
     progress_note(&move->progress, note);
     interrupt_shut(control_fd(pager->client));
-    int err = pager_call(pager, "outgoing-profile",
-                         json_pack("{s:s, s:I, s:I}", "uuid", move->guest.uuid, "seconds",
-                                   (json_int_t)seconds, "period_ms",
-                                   (json_int_t)move->policy.period_ms),
-                         &answer, (int)seconds * 1000 + PREPARE_CALL_MS, reason);
+    int err =
+        pager_call(pager, "outgoing-profile",
+                   json_pack("{s:s, s:I, s:I}", "uuid", move->guest.uuid, "seconds",
+                             (json_int_t)seconds, "period_ms", (json_int_t)move->policy.period_ms),
+                   &answer, (int)seconds * 1000 + PREPARE_CALL_MS, reason);
     interrupt_shut(-1);
     if (interrupt_pending()) {
         json_decref(answer);
@@ -204,7 +206,8 @@ int move_plan(struct move *move, struct reason *reason)
         return err;
     }
     if (plan->ram == 0 || plan->present > plan->ram) {
-        return reason_set(reason, -EPROTO, "source pager does not know how much memory guest %s has",
+        return reason_set(reason, -EPROTO,
+                          "source pager does not know how much memory guest %s has",
                           move->guest.uuid);
     }
     plan->budget = policy->budget;
@@ -244,13 +247,13 @@ static json_t *prepare_subhost_list(const struct move *move)
     for (unsigned i = 0; i < move->n_subhosts; i++) {
         const struct subhost *subhost = &move->subhost[i];
         char control[ENDPOINT_TEXT_LEN];
-        json_array_append_new(
-            list, json_pack("{s:s, s:s, s:s, s:s, s:s, s:I, s:I}", "name", subhost->policy->name,
-                            "data", subhost->data, "control",
-                            endpoint_format(&subhost->policy->control, control), "export",
-                            subhost->export_name, "ticket", subhost->ticket, "limit",
-                            (json_int_t)move->plan.subhost[i].limit, "weight",
-                            (json_int_t)plan_weight(&move->plan, i)));
+        json_array_append_new(list,
+                              json_pack("{s:s, s:s, s:s, s:s, s:s, s:I, s:I}", "name",
+                                        subhost->policy->name, "data", subhost->data, "control",
+                                        endpoint_format(&subhost->policy->control, control),
+                                        "export", subhost->export_name, "ticket", subhost->ticket,
+                                        "limit", (json_int_t)move->plan.subhost[i].limit, "weight",
+                                        (json_int_t)plan_weight(&move->plan, i)));
     }
     return list;
 }
@@ -263,17 +266,17 @@ static int prepare_incoming(struct move *move, struct reason *reason)
 
     hosts_ticket(ticket);
     json_t *args = json_pack(
-        "{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:s, s:I, s:o}", "uuid", move->guest.uuid,
-        "migration", move->migration, "ticket", ticket, "budget", (json_int_t)policy->budget,
-        "low_watermark", (json_int_t)policy_mark_bytes(policy, &policy->low_watermark),
-        "high_watermark", (json_int_t)policy_mark_bytes(policy, &policy->high_watermark),
-        "granule", (json_int_t)policy->granule, "predictor", policy->predictor, "prefetch",
+        "{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:s, s:I, s:o}", "uuid", move->guest.uuid, "migration",
+        move->migration, "ticket", ticket, "budget", (json_int_t)policy->budget, "low_watermark",
+        (json_int_t)policy_mark_bytes(policy, &policy->low_watermark), "high_watermark",
+        (json_int_t)policy_mark_bytes(policy, &policy->high_watermark), "granule",
+        (json_int_t)policy->granule, "predictor", policy->predictor, "prefetch",
         (json_int_t)policy->prefetch, "subhosts", prepare_subhost_list(move));
     if (move->destination.listen[0]) {
         json_object_set_new(args, "listen", json_string(move->destination.listen));
     }
-    int err = pager_call(&move->main_pager, "incoming-prepare", args, &answer, PREPARE_CALL_MS,
-                         reason);
+    int err =
+        pager_call(&move->main_pager, "incoming-prepare", args, &answer, PREPARE_CALL_MS, reason);
     if (err) {
         return err;
     }
@@ -304,14 +307,14 @@ static int prepare_outgoing(struct move *move, struct reason *reason)
 {
     const struct policy *policy = &move->policy;
 
-    json_t *args = json_pack(
-        "{s:s, s:s, s:{s:s, s:s, s:I}, s:o, s:I, s:I, s:s}", "uuid", move->guest.uuid, "migration",
-        move->migration, "main", "data", move->main_data, "export", move->main_export, "budget",
-        (json_int_t)move->plan.low_watermark, "subhosts", prepare_subhost_list(move),
-        "connections", (json_int_t)policy->connections, "bandwidth", (json_int_t)policy->bandwidth,
-        "predictor", policy->predictor);
-    int err = pager_call(&move->source_pager, "outgoing-prepare", args, NULL, PREPARE_CALL_MS,
-                         reason);
+    json_t *args =
+        json_pack("{s:s, s:s, s:{s:s, s:s, s:I}, s:o, s:I, s:I, s:s}", "uuid", move->guest.uuid,
+                  "migration", move->migration, "main", "data", move->main_data, "export",
+                  move->main_export, "budget", (json_int_t)move->plan.low_watermark, "subhosts",
+                  prepare_subhost_list(move), "connections", (json_int_t)policy->connections,
+                  "bandwidth", (json_int_t)policy->bandwidth, "predictor", policy->predictor);
+    int err =
+        pager_call(&move->source_pager, "outgoing-prepare", args, NULL, PREPARE_CALL_MS, reason);
     move->outgoing = err == 0;
     return err;
 }

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* progress.h - how far a move is, on stderr: one line that changes on a terminal, plain lines elsewhere */
+/* progress.h - how far a move is, on stderr: one line that changes on a terminal, plain lines
+ * elsewhere */
 #ifndef SPLIT_MIGRATE_PROGRESS_H
 #define SPLIT_MIGRATE_PROGRESS_H
 

@@ -105,8 +105,8 @@ int qmp_uuid(struct qmp *qmp, char uuid[UUID_TEXT_LEN], struct reason *reason)
     }
     const char *text = json_string_value(json_object_get(answer, "UUID"));
     if (!text || units_parse_uuid(text, bytes) < 0 || memcmp(bytes, nil, sizeof(nil)) == 0) {
-        err = reason_set(reason, -EINVAL, "%s has no UUID: it must be started with -uuid",
-                         qmp->role);
+        err =
+            reason_set(reason, -EINVAL, "%s has no UUID: it must be started with -uuid", qmp->role);
     }
     units_format_uuid(bytes, uuid);
     json_decref(answer);
@@ -131,8 +131,9 @@ int qmp_has_object(struct qmp *qmp, const char *type, struct reason *reason)
     }
     json_decref(answer);
     return found ? 0
-                 : reason_set(reason, -ENOENT, "%s has no %s object: it must be started with "
-                                               "-object %s,id=ID,path=PATH",
+                 : reason_set(reason, -ENOENT,
+                              "%s has no %s object: it must be started with "
+                              "-object %s,id=ID,path=PATH",
                               qmp->role, type, type);
 }
 

@@ -18,9 +18,9 @@ static json_t *report_plan_json(const struct move *move)
                       (json_int_t)subhost->share, "reserve", (json_int_t)subhost->reserve, "limit",
                       (json_int_t)subhost->limit, "free", (json_int_t)subhost->free));
     }
-    json_t *main_host = json_pack("{s:I, s:I, s:I}", "bytes", (json_int_t)plan->main_bytes,
-                                  "budget", (json_int_t)plan->budget, "low_watermark",
-                                  (json_int_t)plan->low_watermark);
+    json_t *main_host =
+        json_pack("{s:I, s:I, s:I}", "bytes", (json_int_t)plan->main_bytes, "budget",
+                  (json_int_t)plan->budget, "low_watermark", (json_int_t)plan->low_watermark);
     if (plan->main_known) {
         json_object_set_new(main_host, "free", json_integer((json_int_t)plan->main_free));
     }
@@ -95,9 +95,9 @@ static json_t *report_result_json(const struct move *move, const char *failure)
         (json_int_t)((ended - move->began_us) / 1000));
     if (timed) {
         /* From QEMU's STOP at the source to its RESUME at the destination, as seen from here. */
-        json_object_set_new(object, "stopped_ms",
-                            json_integer((json_int_t)((driver->resumed_us - driver->stopped_us) /
-                                                      1000)));
+        json_object_set_new(
+            object, "stopped_ms",
+            json_integer((json_int_t)((driver->resumed_us - driver->stopped_us) / 1000)));
     }
     return object;
 }

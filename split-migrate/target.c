@@ -63,8 +63,9 @@ static int target_parameter(struct target *target, char *text, enum target_role 
     }
     *value++ = '\0';
     if (target_decode(value) < 0) {
-        return reason_set(reason, -EINVAL, "parameter %.40s: '%%' must be followed by two "
-                                           "hexadecimal digits, not 00",
+        return reason_set(reason, -EINVAL,
+                          "parameter %.40s: '%%' must be followed by two "
+                          "hexadecimal digits, not 00",
                           text);
     }
     struct {
@@ -89,8 +90,7 @@ static int target_parameter(struct target *target, char *text, enum target_role 
     }
     return reason_set(reason, -EINVAL,
                       "parameter '%.40s' of '%.100s' is not known: there are pager%s", text,
-                      target->text,
-                      role == TARGET_DESTINATION ? ", listen, data and migrate" : "");
+                      target->text, role == TARGET_DESTINATION ? ", listen, data and migrate" : "");
 }
 
 static int target_base(struct target *target, const char *base, enum target_role role,
@@ -119,8 +119,9 @@ static int target_base(struct target *target, const char *base, enum target_role
         units_format_uuid(uuid, target->uuid);
         return 0;
     }
-    return reason_set(reason, -EINVAL, "'%.100s' names no guest: it must be qmp:/path/to/qmp.sock%s",
-                      target->text, role == TARGET_LOOK ? " or a UUID" : "");
+    return reason_set(reason, -EINVAL,
+                      "'%.100s' names no guest: it must be qmp:/path/to/qmp.sock%s", target->text,
+                      role == TARGET_LOOK ? " or a UUID" : "");
 }
 
 int target_parse(struct target *target, const char *text, enum target_role role,
@@ -146,8 +147,8 @@ int target_parse(struct target *target, const char *text, enum target_role role,
         err = target_parameter(target, parameter, role, pager, reason);
         parameter = strtok_r(NULL, "&", &saved);
     }
-    return err ? err : endpoint_parse(pager[0] ? pager : TARGET_DEFAULT_PAGER, &target->pager,
-                                      reason);
+    return err ? err
+               : endpoint_parse(pager[0] ? pager : TARGET_DEFAULT_PAGER, &target->pager, reason);
 }
 
 int target_stream(const struct target *source, const struct target *destination,

@@ -47,7 +47,8 @@ enum target_role { TARGET_SOURCE, TARGET_DESTINATION, TARGET_LOOK };
 int target_parse(struct target *target, const char *text, enum target_role role,
                  struct reason *reason);
 
-/** target_stream() - the address of QEMU's own stream between the two. Return: 0 or -EINVAL, @reason. */
+/** target_stream() - the address of QEMU's own stream between the two. Return: 0 or -EINVAL,
+ * @reason. */
 int target_stream(const struct target *source, const struct target *destination,
                   char address[ENDPOINT_TEXT_LEN], struct reason *reason);
 

@@ -74,7 +74,8 @@ static uint64_t pages_number(const json_t *run, size_t i)
     return value > 0 ? (uint64_t)value : 0;
 }
 
-/* A run: first_chunk, n_chunks, then per chunk local, clean, remote, untouched, lost, sub-host, heat. */
+/* A run: first_chunk, n_chunks, then per chunk local, clean, remote, untouched, lost, sub-host,
+ * heat. */
 static void pages_add(struct pages_sum *sum, const json_t *runs)
 {
     for (size_t i = 0; i < json_array_size(runs); i++) {
@@ -91,26 +92,32 @@ static void pages_add(struct pages_sum *sum, const json_t *runs)
     }
 }
 
+static json_int_t pages_bytes(uint64_t pages)
+{
+    uint64_t bytes = pages * PAGE_BYTES;
+
+    return (json_int_t)bytes;
+}
+
 static void pages_show_json(const struct pages_sum *sum, const json_t *guest, bool uris)
 {
     json_t *hosts = json_array();
 
     for (unsigned i = 0; i < sum->n_hosts; i++) {
         const struct pages_host *host = &sum->host[i];
-        json_t *entry = json_pack("{s:s, s:I}", "name", host->name, "remote_bytes",
-                                  (json_int_t)(host->remote * PAGE_BYTES));
+        json_t *entry =
+            json_pack("{s:s, s:I}", "name", host->name, "remote_bytes", pages_bytes(host->remote));
         if (uris && host->uri[0]) {
             json_object_set_new(entry, "uri", json_string(host->uri));
         }
         json_array_append_new(hosts, entry);
     }
-    output_json(json_pack(
-        "{s:O, s:O, s:I, s:I, s:I, s:I, s:I, s:o}", "uuid", json_object_get(guest, "uuid"), "state",
-        json_object_get(guest, "state"), "ram_bytes", (json_int_t)hosts_bytes(guest, "ram"),
-        "resident_bytes", (json_int_t)((sum->local + sum->clean) * PAGE_BYTES), "clean_bytes",
-        (json_int_t)(sum->clean * PAGE_BYTES), "untouched_bytes",
-        (json_int_t)(sum->untouched * PAGE_BYTES), "lost_bytes",
-        (json_int_t)(sum->lost * PAGE_BYTES), "subhosts", hosts));
+    output_json(json_pack("{s:O, s:O, s:I, s:I, s:I, s:I, s:I, s:o}", "uuid",
+                          json_object_get(guest, "uuid"), "state", json_object_get(guest, "state"),
+                          "ram_bytes", (json_int_t)hosts_bytes(guest, "ram"), "resident_bytes",
+                          pages_bytes(sum->local + sum->clean), "clean_bytes",
+                          pages_bytes(sum->clean), "untouched_bytes", pages_bytes(sum->untouched),
+                          "lost_bytes", pages_bytes(sum->lost), "subhosts", hosts));
 }
 
 static void pages_show(const struct pages_sum *sum, const json_t *guest, bool uris, bool quiet)

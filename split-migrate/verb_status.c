@@ -66,10 +66,10 @@ static void status_show_split(const json_t *guest)
         char size[32];
         const json_t *connected = json_object_get(subhost, "connected");
         snprintf(name, sizeof(name), "Sub-host %.64s", status_text(subhost, "name"));
-        output_line(name, "%s%s",
-                    units_format_size(hosts_bytes(subhost, "pages") * PAGE_BYTES, size,
-                                      sizeof(size)),
-                    connected && !json_is_true(connected) ? ", not connected" : "");
+        output_line(
+            name, "%s%s",
+            units_format_size(hosts_bytes(subhost, "pages") * PAGE_BYTES, size, sizeof(size)),
+            connected && !json_is_true(connected) ? ", not connected" : "");
     }
 }
 

@@ -116,8 +116,9 @@ int verbs_move(struct move *move, const struct arguments *arguments)
             err = policy_check(&move->policy, &reason);
         }
     } else {
-        err = reason_set(&reason, -ENOENT, "no policy is given and there is no %s: add "
-                                           "--policy FILE",
+        err = reason_set(&reason, -ENOENT,
+                         "no policy is given and there is no %s: add "
+                         "--policy FILE",
                          VERBS_DEFAULT_POLICY);
     }
     if (err) {

@@ -28,9 +28,9 @@ int move_refresh(struct move *move, struct reason *reason)
     struct move_stats *stats = &move->stats;
     json_t *answer = NULL;
 
-    int err = pager_call(&move->source_pager, "outgoing-status",
-                         json_pack("{s:s}", "uuid", move->guest.uuid), &answer, HOSTS_CALL_MS,
-                         reason);
+    int err =
+        pager_call(&move->source_pager, "outgoing-status",
+                   json_pack("{s:s}", "uuid", move->guest.uuid), &answer, HOSTS_CALL_MS, reason);
     if (err) {
         return err;
     }
@@ -55,10 +55,10 @@ int move_refresh(struct move *move, struct reason *reason)
 static void watch_show(struct move *move, bool final)
 {
     static const char *const names[] = {
-        [DRIVER_IDLE] = "preparing",      [DRIVER_SETUP] = "preparing",
-        [DRIVER_MOVING] = "moving",       [DRIVER_PAUSED] = "switching over",
+        [DRIVER_IDLE] = "preparing",        [DRIVER_SETUP] = "preparing",
+        [DRIVER_MOVING] = "moving",         [DRIVER_PAUSED] = "switching over",
         [DRIVER_DEVICE] = "switching over", [DRIVER_CANCELLING] = "cancelling",
-        [DRIVER_COMPLETED] = "completed", [DRIVER_FAILED] = "failed",
+        [DRIVER_COMPLETED] = "completed",   [DRIVER_FAILED] = "failed",
         [DRIVER_CANCELLED] = "cancelled",
     };
     const struct move_stats *stats = &move->stats;
@@ -98,8 +98,7 @@ static int watch_failed(struct move *move, const char *otherwise, struct reason 
     } else if (move->source_pager.failed[0] &&
                (!by_qemu(move->source_pager.failed) || !move->last.error[0])) {
         why = move->source_pager.failed;
-    } else if (move->stats.reason[0] &&
-               (!by_qemu(move->stats.reason) || !move->last.error[0])) {
+    } else if (move->stats.reason[0] && (!by_qemu(move->stats.reason) || !move->last.error[0])) {
         why = move->stats.reason;
     } else if (move->last.error[0]) {
         why = move->last.error;
@@ -126,7 +125,8 @@ static int watch_give_up(struct move *move, int failure)
     return failure;
 }
 
-/* Shall the operator's wish or the clock end it? Return: 0, or -errno with a sentence in @reason. */
+/* Shall the operator's wish or the clock end it? Return: 0, or -errno with a sentence in @reason.
+ */
 static int watch_limits(const struct move *move, struct reason *reason)
 {
     uint64_t limit = move->policy.timeout_s * 1000000u;

@@ -64,7 +64,8 @@ static void tables_with_mistakes(void **state)
         {{"v", "", 0, 1, "s", none, false, nothing}, end, end},
         {{"v", "A", 2, 1, "s", none, false, nothing}, end, end},
         {{"v", "", 0, 0, "s", none, false, NULL}, end, end},
-        {{"v", "", 0, 0, "s", none, false, nothing}, {"v", "", 0, 0, "s", none, false, nothing},
+        {{"v", "", 0, 0, "s", none, false, nothing},
+         {"v", "", 0, 0, "s", none, false, nothing},
          end},
     };
 
@@ -264,10 +265,10 @@ static void percent(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(tables),      cmocka_unit_test(tables_with_mistakes),
-        cmocka_unit_test(good),        cmocka_unit_test(bad_lines),
-        cmocka_unit_test(targets),     cmocka_unit_test(bad_targets),
-        cmocka_unit_test(streams),     cmocka_unit_test(reach),
+        cmocka_unit_test(tables),  cmocka_unit_test(tables_with_mistakes),
+        cmocka_unit_test(good),    cmocka_unit_test(bad_lines),
+        cmocka_unit_test(targets), cmocka_unit_test(bad_targets),
+        cmocka_unit_test(streams), cmocka_unit_test(reach),
         cmocka_unit_test(percent),
     };
 

@@ -191,9 +191,9 @@ static void at_random(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(fits_main),      cmocka_unit_test(by_free_memory),
-        cmocka_unit_test(by_weight),      cmocka_unit_test(full_passes_on),
-        cmocka_unit_test(refusals),       cmocka_unit_test(shortfall),
+        cmocka_unit_test(fits_main), cmocka_unit_test(by_free_memory),
+        cmocka_unit_test(by_weight), cmocka_unit_test(full_passes_on),
+        cmocka_unit_test(refusals),  cmocka_unit_test(shortfall),
         cmocka_unit_test(at_random),
     };
 

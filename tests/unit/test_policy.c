@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* Policy files: what is read, and that every mistake is named with its place and with what is right. */
+/* Policy files: what is read, and that every mistake is named with its place and with what is
+ * right. */
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -131,14 +132,14 @@ static const struct bad bad_files[] = {
     {GOOD_MAIN "low-watermark = 0%\n", ":3: ", "1% to 100% of the budget"},
     {GOOD_MAIN "low-watermark = x%\n", ":3: ", "1% to 100% of the budget"},
     {GOOD_MAIN "low-watermark = 5 5%\n", ":3: ", "1% to 100% of the budget"},
-    {GOOD_MAIN "low-watermark = 95%\nhigh-watermark = 90%\n" GOOD_SUBHOST, ":3: ",
-     "must not be above high-watermark"},
+    {GOOD_MAIN "low-watermark = 95%\nhigh-watermark = 90%\n" GOOD_SUBHOST,
+     ":3: ", "must not be above high-watermark"},
     {GOOD_MAIN "high-watermark = 2 GiB\n" GOOD_SUBHOST, ":3: ", "above the budget (1 GiB)"},
     {GOOD_MAIN "[subhost]\n", ":3: ", "must have a name"},
     {GOOD_MAIN "[subhost a/b]\n", ":3: ", "must have a name of letters"},
     {GOOD_MAIN GOOD_SUBHOST "[subhost a]\n", ":5: ", "twice, first in line 3"},
-    {GOOD_MAIN GOOD_SUBHOST "[subhost b]\nuri = subhost://a:10810\n", ":6: ",
-     "is sub-host 'a' already, of line 3"},
+    {GOOD_MAIN GOOD_SUBHOST "[subhost b]\nuri = subhost://a:10810\n",
+     ":6: ", "is sub-host 'a' already, of line 3"},
     {GOOD_MAIN "[subhost a]\nweight = 1\n", ":3: ", "has no uri"},
     {GOOD_MAIN "[subhost a]\nuri = tcp:a:1\n", ":4: ", "subhost://HOST[:PORT] or subhost:///PATH"},
     {GOOD_MAIN "[subhost a]\nuri = subhost://\n", ":4: ", "must name a host"},
@@ -225,13 +226,14 @@ static void too_many_subhosts(void **state)
     char *text = calloc(1, size);
 
     (void)state;
-    strcpy(text, GOOD_MAIN);
+    snprintf(text, size, "%s", GOOD_MAIN);
     for (unsigned i = 0; i < PAGEMAP_MAX_SUBHOSTS; i++) {
         size_t used = strlen(text);
         snprintf(text + used, size - used, "[subhost s%u]\nuri = subhost://h%u\n", i, i);
     }
     assert_int_equal(load(&policy, text, strlen(text), &reason), 0);
-    strcat(text, "[subhost more]\n");
+    size_t length = strlen(text);
+    snprintf(text + length, size - length, "[subhost more]\n");
     assert_true(load(&policy, text, strlen(text), &reason) < 0);
     assert_non_null(strstr(reason.text, "at most 127"));
     free(text);
@@ -277,10 +279,14 @@ static void uris(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(good_everything),  cmocka_unit_test(defaults),
-        cmocka_unit_test(bad),              cmocka_unit_test(bad_first_counts),
-        cmocka_unit_test(bad_bytes),        cmocka_unit_test(bad_path),
-        cmocka_unit_test(too_many_subhosts), cmocka_unit_test(options),
+        cmocka_unit_test(good_everything),
+        cmocka_unit_test(defaults),
+        cmocka_unit_test(bad),
+        cmocka_unit_test(bad_first_counts),
+        cmocka_unit_test(bad_bytes),
+        cmocka_unit_test(bad_path),
+        cmocka_unit_test(too_many_subhosts),
+        cmocka_unit_test(options),
         cmocka_unit_test(uris),
     };
 
