@@ -405,6 +405,9 @@ void engine_stats(struct engine *engine, json_t *object)
 {
     stats_report(&engine->stats, object);
     json_object_set_new(object, "subhosts", engine_subhosts(engine));
+    int64_t resident = atomic_load_explicit(&engine->resident, memory_order_relaxed);
+    json_object_set_new(object, "resident_counted",
+                        json_integer((json_int_t)(resident * (int64_t)PAGE_BYTES)));
 }
 
 void engine_reset_stats(struct engine *engine)

@@ -73,7 +73,7 @@ void fetch_begin(struct fault_thread *thread, uint64_t page, bool write, uint64_
     if (slot->host >= engine->config.n_subhosts) {
         log_error("a page is on a sub-host that nobody knows");
         fetch_lost(thread, slot, true);
-    } else if (link_host_lost(&engine->hosts[slot->host])) {
+    } else if (link_host_lost(&engine->hosts[slot->host]) && thread->links[slot->host].fd < 0) {
         fetch_lost(thread, slot, false);
     } else {
         fetch_send(thread, slot);

@@ -103,7 +103,7 @@ static void link_demote(struct link_host *host)
 
 static void link_tell_lost_pages(struct link_host *host, uint64_t now_us)
 {
-    const char *reason = host->refused ? "the sub-host does not have them any more"
+    const char *reason = host->refused ? "the sub-host or its region is not there any more"
                                        : "the sub-host could not be reached";
 
     if (atomic_load_explicit(&host->lost_pages, memory_order_relaxed) == 0) {

@@ -80,6 +80,13 @@ class EnginePlay:
         self("verify")
         stats = self("stats")
         assert stats["errors"] == 0, stats
+        time.sleep(0.3) # page-out may go on for a moment
+        stats = self("stats")
+        pages = self("pages")
+        if "resident_counted" in stats["engine"]:
+            assert stats["engine"]["resident_counted"] == stats["resident"], stats
+            assert (pages["local"] + pages["clean"]) * PAGE == stats["resident"], (pages, stats)
+            assert pages["busy"] == 0, pages
         return stats
 
     def __enter__(self):

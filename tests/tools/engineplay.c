@@ -174,7 +174,10 @@ static struct play_latency guest_call(enum op op, uint64_t first, uint64_t n, ui
 
     if (send(guest_fd, &order, sizeof(order), 0) < 0 ||
         recv(guest_fd, &latency, sizeof(latency), 0) != sizeof(latency)) {
-        die("the guest", "it died");
+        int status = 0;
+        waitpid(guest_pid, &status, 0);
+        fprintf(stderr, "engineplay: the guest ended with wait status %d\n", status);
+        exit(2);
     }
     return latency;
 }

@@ -254,7 +254,7 @@ static inline void play_wrong(struct play *play, uint64_t page, const uint8_t *m
 /* Check @page, and write its next generation if @write.  The caller holds its lock. */
 static inline void play_access(struct play *play, uint64_t page, bool write)
 {
-    uint8_t *memory = play_address(play, page);
+    uint8_t *volatile memory = play_address(play, page);
     uint32_t generation = play->generation[page];
     uint64_t began = units_now_us();
 
@@ -262,7 +262,7 @@ static inline void play_access(struct play *play, uint64_t page, bool write)
         return;
     }
     play_armed = 1;
-    if (sigsetjmp(play_jump, 0)) {
+    if (sigsetjmp(play_jump, 1)) { /* a sanitizer blocks signals in handlers */
         play->page_lost[page] = 1;
         atomic_fetch_add(&play->lost, 1);
         return;
