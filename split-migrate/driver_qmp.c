@@ -32,6 +32,7 @@
 #define QMP_RESUME_US 15000000u
 #define QMP_STEP_US 10000
 #define QMP_NO_LIMIT ((json_int_t)1 << 40) /* bytes/s; QEMU's own default would be 128 MiB/s */
+#define DRIVER_DOWNTIME_STEP_MS 50
 
 struct driver_qmp {
     struct driver base;
@@ -46,6 +47,8 @@ struct driver_qmp {
     bool handed_over;
     json_t *capabilities; /* the source's, before */
     json_t *parameters;
+    uint64_t downtime_limit_ms; /* what the policy allows */
+    uint64_t downtime_ms;       /* what QEMU was told */
 };
 
 struct driver_capability {
@@ -253,12 +256,25 @@ static int driver_listen(struct driver_qmp *d, struct reason *reason)
     return err;
 }
 
+/*
+ * QEMU switches over as soon as what is left fits the downtime limit, so a generous limit costs
+ * guests that need little just as much.  Begin with little and allow more with each round.
+ */
+static uint64_t driver_downtime(struct driver_qmp *d, uint64_t rounds)
+{
+    uint64_t downtime_ms = DRIVER_DOWNTIME_STEP_MS * (rounds ? rounds : 1);
+
+    d->downtime_ms = downtime_ms < d->downtime_limit_ms ? downtime_ms : d->downtime_limit_ms;
+    return d->downtime_ms;
+}
+
 static int driver_prepare(struct driver *driver, const struct driver_config *config,
                           struct reason *reason)
 {
     struct driver_qmp *d = driver_of(driver);
 
     d->live = config->live;
+    d->downtime_limit_ms = config->downtime_ms;
     int err = qmp_call(&d->source, "query-migrate-capabilities", NULL, &d->capabilities,
                        QMP_CALL_MS, NULL, reason);
     if (!err) {
@@ -274,7 +290,7 @@ static int driver_prepare(struct driver *driver, const struct driver_config *con
         err = qmp_call(&d->source, "migrate-set-parameters",
                        json_pack("{s:I, s:I}", "max-bandwidth",
                                  config->bandwidth ? (json_int_t)config->bandwidth : QMP_NO_LIMIT,
-                                 "downtime-limit", (json_int_t)config->downtime_ms),
+                                 "downtime-limit", (json_int_t)driver_downtime(d, 1)),
                        NULL, QMP_CALL_MS, NULL, reason);
     }
     return err ? err : driver_listen(d, reason);
@@ -352,6 +368,13 @@ static int driver_poll(struct driver *driver, struct driver_progress *progress,
 
     int err = driver_query(&d->source, progress, reason);
     driver->stopped_us = d->source.stop_us;
+    uint64_t allowed_ms = d->downtime_ms;
+    if (!err && progress->phase == DRIVER_MOVING &&
+        driver_downtime(d, progress->rounds) > allowed_ms) {
+        err = qmp_call(&d->source, "migrate-set-parameters",
+                       json_pack("{s:I}", "downtime-limit", (json_int_t)d->downtime_ms), NULL,
+                       QMP_POLL_MS, NULL, reason);
+    }
     return err;
 }
 

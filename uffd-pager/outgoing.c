@@ -129,6 +129,16 @@ void outgoing_lease_lost(struct worker *worker, struct control_peer *peer)
     pthread_mutex_unlock(&worker->lock);
 }
 
+/*
+ * A guest that was sent and then resumed here (its destination never ran it) may be sent again:
+ * nothing of it was dropped.  QEMU itself refuses to be armed while a migration runs.
+ */
+static bool outgoing_may_begin(const struct worker *worker)
+{
+    return (worker->state == WORKER_ATTACHED || worker->state == WORKER_SENT) &&
+           worker->qemu_fd >= 0;
+}
+
 /* ---- profile ---- */
 
 static uint64_t outgoing_chunks(const struct worker *worker)
@@ -196,7 +206,7 @@ json_t *outgoing_profile(struct worker *worker, const json_t *args, int *err,
         return NULL;
     }
     pthread_mutex_lock(&worker->lock);
-    if (worker->state != WORKER_ATTACHED || worker->qemu_fd < 0) {
+    if (!outgoing_may_begin(worker)) {
         *err = reason_set(reason, -EBUSY, "guest %s cannot be profiled: it is %s",
                           worker->uuid_text, worker_state_name(worker->state));
         pthread_mutex_unlock(&worker->lock);
@@ -422,7 +432,7 @@ static int outgoing_check(struct worker *worker, const json_t *args, struct reas
     const char *id = json_string_value(json_object_get(args, "migration"));
     size_t n = json_array_size(json_object_get(args, "subhosts"));
 
-    if (worker->state != WORKER_ATTACHED || worker->qemu_fd < 0) {
+    if (!outgoing_may_begin(worker)) {
         return reason_set(reason, -EBUSY, "guest %s cannot be sent: it is %s%s", worker->uuid_text,
                           worker_state_name(worker->state),
                           worker->qemu_fd < 0 ? " and QEMU is not connected" : "");
@@ -596,7 +606,12 @@ int outgoing_from_qemu(struct worker *worker, struct handoff_frame *frame)
         return 0;
     }
     if (worker->state != WORKER_SENDING || !out->begun || out->failed) {
-        return 0; /* crossed MIG_FAILED on the way */
+        /* It crossed MIG_FAILED on the way; what wants an answer gets one all the same. */
+        if (frame->header.type == HANDOFF_MIG_FINISH) {
+            worker_send_result(worker, HANDOFF_MIG_FINISHED, frame->header.cookie, -ECANCELED,
+                               &out->reason);
+        }
+        return 0;
     }
     if (frame->header.type == HANDOFF_MIG_FINISH) {
         out->finishing = true;
