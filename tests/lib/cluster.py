@@ -73,6 +73,7 @@ class Control:
         self.sock.connect(path)
         self.file = self.sock.makefile("rwb")
         self.events = []
+        self.id = 0
         greeting = self._read()
         if "QMP" in greeting:
             self.call("qmp_capabilities")
@@ -86,13 +87,16 @@ class Control:
     def call(self, verb, **arguments):
         arguments = {key.replace("_", "-") if verb.startswith(("migrate", "query-migrate", "qom", "object"))
                      else key: value for key, value in arguments.items()}
-        request = {"execute": verb, "arguments": arguments}
+        self.id += 1
+        request = {"execute": verb, "arguments": arguments, "id": self.id}
         self.file.write(json.dumps(request).encode() + b"\n")
         self.file.flush()
         while True:
             answer = self._read()
             if "event" in answer:
                 self.events.append(answer)
+            elif answer.get("id") != self.id:
+                continue  # of a client before us: QMP's socket serves one after the other
             elif "error" in answer:
                 raise Failure("%s: %s" % (verb, answer["error"]["desc"]))
             else:
