@@ -648,7 +648,7 @@ int main(int argc, char **argv)
 
     signal(SIGPIPE, SIG_IGN);
     parse(argc, argv, sizes, &n_sizes, &seed);
-    play = play_new(seed, sizes, n_sizes ? n_sizes : 1);
+    play = play_new(seed, sizes, n_sizes ? n_sizes : 1, NULL);
     monitor = play_shared(sizeof(*monitor));
     guest_begin();
     layout.n_blocks = play->n_blocks;

@@ -125,11 +125,33 @@ static inline void *play_shared(size_t size)
     return memory;
 }
 
+/* What a guest knows of its pages can be a file, to go on with after it has moved. */
+static inline void *play_shared_file(const char *path, size_t size)
+{
+    if (!path) {
+        return play_shared(size);
+    }
+    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (fd < 0 || ftruncate(fd, (off_t)size) < 0) {
+        perror(path);
+        exit(2);
+    }
+    void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    close(fd);
+    if (memory == MAP_FAILED) {
+        perror("mmap");
+        exit(2);
+    }
+    return memory;
+}
+
 /**
  * play_new() - the shared part
  * @sizes: bytes of each block; they are named ram0, ram1, ... and lie as layout.h says
+ * @state: a file for the generations of the pages, or NULL
  */
-static inline struct play *play_new(uint64_t seed, const uint64_t *sizes, uint32_t n_blocks)
+static inline struct play *play_new(uint64_t seed, const uint64_t *sizes, uint32_t n_blocks,
+                                    const char *state)
 {
     struct play *play = play_shared(sizeof(*play));
     uint64_t flat = 0;
@@ -153,7 +175,7 @@ static inline struct play *play_new(uint64_t seed, const uint64_t *sizes, uint32
     play->n_pages = flat / PAGE_BYTES;
     play->page_lock = play_shared(play->n_pages);
     play->page_lost = play_shared(play->n_pages);
-    play->generation = play_shared(play->n_pages * sizeof(uint32_t));
+    play->generation = play_shared_file(state, play->n_pages * sizeof(uint32_t));
     play->set = play->n_pages;
     play->write_percent = 50;
     return play;
