@@ -17,9 +17,31 @@ struct control_client {
     bool broken;
 };
 
+#define CONTROL_STALE_LINES 16
+
 static uint64_t control_deadline(int timeout_ms)
 {
     return timeout_ms < 0 ? UINT64_MAX : units_now_us() + (uint64_t)timeout_ms * 1000;
+}
+
+/*
+ * The first line that is a greeting.  QEMU may still owe the client before us an answer or an
+ * event, and gives it to us.
+ */
+static int control_greeting(struct control_client *client, uint64_t deadline, json_t **greeting)
+{
+    for (int i = 0; i < CONTROL_STALE_LINES; i++) {
+        int err = control_line_read(&client->line, deadline, greeting, NULL);
+        if (err < 0) {
+            return err;
+        }
+        if (json_object_get(*greeting, "QMP") || json_object_get(*greeting, "split-migrate")) {
+            return 0;
+        }
+        json_decref(*greeting);
+        *greeting = NULL;
+    }
+    return -EPROTO;
 }
 
 int control_connect(struct control_client **out, const struct endpoint *endpoint, int timeout_ms,
@@ -39,10 +61,10 @@ int control_connect(struct control_client **out, const struct endpoint *endpoint
         return fd;
     }
     control_line_init(&client->line, fd);
-    int err = control_line_read(&client->line, deadline, &greeting, NULL);
+    int err = control_greeting(client, deadline, &greeting);
     bool qmp = greeting && json_object_get(greeting, "QMP");
-    if (err < 0 || (!qmp && !json_object_get(greeting, "split-migrate"))) {
-        err = reason_set(reason, err < 0 ? err : -EPROTO, "%s does not answer as a control socket",
+    if (err < 0) {
+        err = reason_set(reason, err, "%s does not answer as a control socket",
                          endpoint_format(endpoint, text));
     } else if (qmp) {
         err = control_call(client, "qmp_capabilities", NULL, NULL, timeout_ms, reason);

@@ -187,14 +187,18 @@ static int endpoint_resolve(const struct endpoint *endpoint, int flags, struct a
 
 static uint16_t endpoint_bound_port(int fd)
 {
-    struct sockaddr_storage bound;
+    union {
+        struct sockaddr any;
+        struct sockaddr_in v4;
+        struct sockaddr_in6 v6;
+    } bound;
     socklen_t length = sizeof(bound);
 
-    if (getsockname(fd, (struct sockaddr *)&bound, &length) < 0) {
+    memset(&bound, 0, sizeof(bound));
+    if (getsockname(fd, &bound.any, &length) < 0) {
         return 0;
     }
-    return ntohs(bound.ss_family == AF_INET6 ? ((struct sockaddr_in6 *)&bound)->sin6_port
-                                             : ((struct sockaddr_in *)&bound)->sin_port);
+    return ntohs(bound.any.sa_family == AF_INET6 ? bound.v6.sin6_port : bound.v4.sin_port);
 }
 
 int endpoint_listen(struct endpoint *endpoint, struct reason *reason)

@@ -119,6 +119,7 @@ static int split_choose(const struct split *split, uint64_t room, uint64_t add)
 static int split_place(struct split *split, uint8_t flag)
 {
     for (uint64_t i = 0; i < split->predictor->n_chunks; i++) {
+        // NOLINTNEXTLINE(clang-analyzer-core.NullDereference): predictor_split() has checked order
         uint32_t chunk = split->order[i], pages = split->want->present[chunk];
         if (!pages || (split->out[chunk] & PREDICTOR_HOT) != flag) {
             continue;

@@ -246,7 +246,7 @@ int engine_start(struct engine **result, const struct engine_config *config, boo
     int err = engine_check(config, reason);
 
     err = err < 0 ? err : engine_new(&engine, config, reason);
-    if (err < 0) {
+    if (err < 0 || !engine) {
         return err;
     }
     if (recover) {

@@ -269,9 +269,11 @@ static int outgoing_split(struct worker *worker, const json_t *args, json_t *ans
     uint64_t budget = 0;
     uint8_t *bytes = out->partition;
 
-    int err = present ? outgoing_integer(json_object_get(args, "main"), "budget", 0, INT64_MAX,
-                                         &budget, reason)
-                      : -ENOMEM;
+    int err = present && bytes ? 0 : -ENOMEM;
+    if (!err) {
+        err = outgoing_integer(json_object_get(args, "main"), "budget", 0, INT64_MAX, &budget,
+                               reason);
+    }
     for (unsigned i = 0; i < out->n_subhosts && !err; i++) {
         const json_t *subhost = json_array_get(subhosts, i);
         uint64_t limit = 0;

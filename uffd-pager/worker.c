@@ -120,7 +120,7 @@ static int worker_zap_some(struct worker *worker, const struct handoff_range *ra
     pthread_mutex_lock(&worker->zap_lock);
     wait.cookie = ++worker->next_cookie ? worker->next_cookie : ++worker->next_cookie;
     wait.next = worker->zaps;
-    worker->zaps = &wait;
+    worker->zaps = &wait; // cppcheck-suppress autoVariables // taken out again below
     pthread_mutex_unlock(&worker->zap_lock);
 
     int err = worker_send(worker, HANDOFF_ZAP, wait.cookie, body,

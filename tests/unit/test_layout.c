@@ -3,6 +3,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -17,7 +18,7 @@ static void add(struct layout *layout, const char *idstr, uint64_t hva, uint64_t
     struct layout_block *block = &layout->block[layout->n_blocks];
 
     memset(block, 0, sizeof(*block));
-    strcpy(block->idstr, idstr); // NOLINT: test data
+    snprintf(block->idstr, sizeof(block->idstr), "%s", idstr);
     block->index = layout->n_blocks++;
     block->hva = hva;
     block->size = size;
@@ -86,7 +87,7 @@ static void spoil_short_file(struct layout *layout)
 }
 static void spoil_twice(struct layout *layout)
 {
-    strcpy(layout->block[1].idstr, "a"); // NOLINT: test data
+    snprintf(layout->block[1].idstr, HANDOFF_IDSTR_LEN, "a");
 }
 static void spoil_offset(struct layout *layout)
 {
