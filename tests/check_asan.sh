@@ -5,4 +5,4 @@
 set -u
 build=${BUILD:-build}
 export ASAN_OPTIONS=abort_on_error=0:detect_leaks=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
-BUILD=$build-asan exec tests/run "$build"-asan/tests/unit/test_*[!.]? tests/integration/test_*.py
+BUILD=$build-asan exec tests/run --jobs 2 "$build"-asan/tests/unit/test_*[!.]? tests/integration/test_*.py

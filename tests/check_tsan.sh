@@ -5,4 +5,4 @@
 set -u
 build=${BUILD:-build}
 export TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1
-BUILD=$build-tsan exec tests/run "$build"-tsan/tests/unit/test_*[!.]? tests/integration/test_*.py
+BUILD=$build-tsan exec tests/run --jobs 2 "$build"-tsan/tests/unit/test_*[!.]? tests/integration/test_*.py
