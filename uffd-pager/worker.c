@@ -277,7 +277,8 @@ static bool worker_idle(struct worker *worker)
 
 static void worker_loop(struct worker *worker, int attach_listener)
 {
-    while (!worker->quit) {
+    for (;;) {
+        pthread_mutex_lock(&worker->lock);
         struct pollfd pfds[] = {
             {.fd = attach_listener, .events = POLLIN},
             {.fd = worker->wake, .events = POLLIN},
@@ -285,6 +286,11 @@ static void worker_loop(struct worker *worker, int attach_listener)
             {.fd = worker->qemu_pidfd, .events = POLLIN},
             {.fd = worker->out.mover_fd, .events = POLLIN},
         };
+        bool quit = worker->quit;
+        pthread_mutex_unlock(&worker->lock);
+        if (quit) {
+            return;
+        }
         if (poll(pfds, sizeof(pfds) / sizeof(pfds[0]), WORKER_TICK_MS) < 0 && errno != EINTR) {
             log_error("poll failed: %m");
             return;
