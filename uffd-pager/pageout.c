@@ -187,14 +187,18 @@ static int64_t pageout_excess(const struct pageout *pageout)
            pageout->leaving - pageout_target(pageout);
 }
 
-static bool pageout_wanted(const struct pageout *pageout)
+/* From the high watermark, or the first fault that waits, to the low one. */
+static bool pageout_wanted(struct pageout *pageout)
 {
     const struct engine *engine = pageout->engine;
     int64_t resident = atomic_load_explicit(&engine->resident, memory_order_acquire);
 
-    return (resident > atomic_load_explicit(&engine->high, memory_order_relaxed) ||
-            atomic_load_explicit(&engine->parked, memory_order_acquire)) &&
-           pageout_excess(pageout) > 0;
+    if (resident > atomic_load_explicit(&engine->high, memory_order_relaxed) ||
+        atomic_load_explicit(&engine->parked, memory_order_acquire)) {
+        pageout->under_way = true;
+    }
+    pageout->under_way = pageout->under_way && pageout_excess(pageout) > 0;
+    return pageout->under_way;
 }
 
 /* Begin a batch of the current victim.  Return: false to wait for answers first. */

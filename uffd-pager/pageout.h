@@ -57,6 +57,7 @@ struct pageout {
     int epoll;
     int kick;
     _Atomic bool active;
+    bool under_way; /* between the watermarks: on the way down */
     uint64_t now_us;
     struct pageout_host *hosts; /* [n_subhosts] */
     unsigned n_batches, host_batches;

@@ -98,9 +98,25 @@ def test_lower_budget_while_running():
         time.sleep(1)
         stats = play("stats")
         assert stats["resident_max"] <= 16 * MIB + SLACK, stats
+        play("halt")
+        assert play("budget", 16 * MIB, 4 * MIB, 6 * MIB)["err"] == 0
+        eventually(lambda: play("stats")["resident"] <= 4 * MIB, "the low watermark", 10)
+        play("go")
         assert play("budget", 16 * MIB, 12 * MIB, 20 * MIB)["err"] < 0
         assert play("budget", 40 * MIB, 30 * MIB, 36 * MIB)["err"] == 0
         assert play.play(1)["resident_max"] > 20 * MIB
+        play.check()
+
+
+def test_fights_over_few_pages():
+    """Every access races with the eviction of the same page: write, pread, WRITE, punch."""
+    with Subhost(memory="512M") as one, with_region(one, SIZE), \
+            guest([one], budget="1M", low="128K", high="512K", local=0, remote=90, threads=6,
+                  granule="64K") as play:
+        play("work", 0, 300)
+        stats = play.play(3)
+        assert stats["engine"]["page_outs"] > 1000, stats
+        assert stats["resident_max"] <= 1 * MIB + SLACK, stats
         play.check()
 
 
