@@ -23,19 +23,38 @@ ifdef CI
 WARN += -Werror
 endif
 
+# Without libvirt there is no libvirt driver, and the verbs that need it say so.
+LIBVIRT_PKGS = libvirt libvirt-qemu libxml-2.0
+HAVE_LIBVIRT ?= $(shell pkg-config --exists $(LIBVIRT_PKGS) 2>/dev/null && echo 1)
+ifeq ($(HAVE_LIBVIRT),1)
+LIBVIRT_CFLAGS := -DHAVE_LIBVIRT $(shell pkg-config --cflags $(LIBVIRT_PKGS))
+LIBVIRT_LIBS := $(shell pkg-config --libs $(LIBVIRT_PKGS))
+UNUSED = split-migrate/virt_none.c
+else
+UNUSED = $(addprefix split-migrate/,driver_libvirt.c virt.c domain_xml.c verb_enable.c verb_check.c)
+endif
+
 PROGRAMS = split-migrate uffd-pager subhost-server
-LIBS_split-migrate = -linih
+LIBS_split-migrate = -linih $(LIBVIRT_LIBS)
 PKGS = jansson
 
-ALL_CFLAGS = $(CSTD) $(WARN) $(CFLAGS) $(HARDEN) $(SANFLAGS) -D_GNU_SOURCE -I. -pthread -MMD -MP
+ALL_CFLAGS = $(CSTD) $(WARN) $(CFLAGS) $(HARDEN) $(SANFLAGS) -D_GNU_SOURCE -I. -pthread -MMD -MP \
+             $(LIBVIRT_CFLAGS)
 ALL_LDFLAGS = $(LDFLAGS) $(SANFLAGS) -pthread -pie -Wl,-z,relro,-z,now
 LDLIBS = -ljansson
 
 Q = $(if $(V),,@)
 say = $(if $(V),,@printf '  %-5s %s\n' $(1) $(2))
 
+# What is compiled differs with and without libvirt: a change of mind makes these anew.
+$(B)/libvirt-$(HAVE_LIBVIRT):
+	@mkdir -p $(@D)
+	@rm -f $(B)/libvirt-*
+	@touch $@
+$(B)/split-migrate/driver.o: $(B)/libvirt-$(HAVE_LIBVIRT)
+
 # A program is its folder: main.c holds only main(), the rest goes into a library that tests link too.
-sources = $(filter-out $(1)/main.c,$(wildcard $(1)/*.c))
+sources = $(filter-out $(1)/main.c $(UNUSED),$(wildcard $(1)/*.c))
 objects = $(patsubst %.c,$(B)/%.o,$(1))
 
 COMMON_LIB = $(B)/libcommon.a
@@ -74,7 +93,7 @@ $(B)/bin/predictor-replay: $(B)/predictor/replay.o $(PREDICTOR_LIB) $(COMMON_LIB
 $(B)/tests/unit/%: $(B)/tests/unit/%.o $(PROGRAM_LIBS) $(PREDICTOR_LIB) $(COMMON_LIB)
 	$(call say,LD,$@)
 	@mkdir -p $(@D)
-	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $< $(PROGRAM_LIBS) $(PREDICTOR_LIB) $(COMMON_LIB) $(LDLIBS) -linih -lcmocka -lm
+	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $< $(PROGRAM_LIBS) $(PREDICTOR_LIB) $(COMMON_LIB) $(LDLIBS) $(LIBS_split-migrate) -lcmocka -lm
 
 $(B)/tests/tools/%: $(B)/tests/tools/%.o $(PROGRAM_LIBS) $(PREDICTOR_LIB) $(COMMON_LIB)
 	$(call say,LD,$@)
@@ -90,7 +109,7 @@ tools: all $(TEST_TOOLS) $(B)/bin/mover-floor
 
 # ---- set-up ----
 
-DEPS_BUILD = gcc make libc6-dev pkg-config libjansson-dev libinih-dev
+DEPS_BUILD = gcc make libc6-dev pkg-config libjansson-dev libinih-dev libvirt-dev libxml2-dev
 DEPS_TEST = python3 libcmocka-dev libnbd-bin nbdkit qemu-utils fio cpio gzip procps ca-certificates \
             busybox-static xz-utils apt-utils dpkg-dev clang libclang-rt-14-dev clang-tidy cppcheck \
             shellcheck mandoc iproute2 kmod

@@ -4,7 +4,12 @@
 #include <stddef.h>
 #include <string.h>
 
-static const struct driver_ops *const driver_table[] = {&driver_qmp};
+static const struct driver_ops *const driver_table[] = {
+    &driver_qmp,
+#ifdef HAVE_LIBVIRT
+    &driver_libvirt,
+#endif
+};
 
 const struct driver_ops *driver_find(const struct target *target)
 {

@@ -2,10 +2,9 @@
 /*
  * driver.h - what a move needs of whoever manages the two QEMUs
  *
- * The qmp driver talks to two monitors.  The interface is wide enough for one
- * that leaves the steps to a manager of its own (libvirt's virDomainMigrate3):
- * start() returns at once, poll() says how far it is, hand_over() may find
- * that there is nothing left to do.
+ * The qmp driver talks to two monitors.  The libvirt driver leaves the steps to
+ * virDomainMigrate3: start() returns at once, poll() says how far it is, and
+ * hand_over() finds that there is nothing left to do.
  *
  * Order of calls: open, [prepare, start, poll..., proceed, poll..., arrived, hand_over, retire],
  * close; undo() at any time after open and before hand_over has sent anything.
@@ -42,6 +41,15 @@ struct driver_config {
     uint64_t bandwidth; /* bytes/s; 0: no limit */
     uint64_t downtime_ms;
     bool live; /* false: stop the guest first */
+
+    /* Of a driver that manages only, with libvirt's meaning. */
+    bool persistent;
+    bool undefine_source;
+    bool abort_on_error;
+    bool auto_converge;
+    bool unsafe;
+    const char *dname;       /* NULL: not given */
+    const char *migrate_uri; /* NULL: not given */
 };
 
 struct driver_progress {
@@ -63,6 +71,14 @@ struct driver {
 
 struct driver_ops {
     const char *scheme;
+    /*
+     * It starts the destination's QEMU in start(), and once poll() has said DRIVER_COMPLETED the
+     * guest runs there.
+     */
+    bool manages;
+
+    /* Whose guest it is that @target names; changes nothing. May be NULL. */
+    int (*uuid)(const struct target *target, char uuid[UUID_TEXT_LEN], struct reason *reason);
 
     /* Connect, and check that what is there can be moved; changes nothing. @destination may be
      * NULL. */
@@ -76,6 +92,8 @@ struct driver_ops {
     int (*start)(struct driver *driver, struct reason *reason);
     int (*poll)(struct driver *driver, struct driver_progress *progress, struct reason *reason);
     int (*proceed)(struct driver *driver, struct reason *reason);
+    /* Stop the guest while it moves, so that the rest is moved; it runs again afterwards. */
+    int (*suspend)(struct driver *driver, struct reason *reason);
 
     /* Readable when poll() may have something new; events() takes what is there. */
     int (*fd)(struct driver *driver);
@@ -99,6 +117,7 @@ struct driver_ops {
 };
 
 extern const struct driver_ops driver_qmp;
+extern const struct driver_ops driver_libvirt; /* if built with libvirt */
 
 /** driver_find() - the driver of a target's scheme, or NULL */
 const struct driver_ops *driver_find(const struct target *target);

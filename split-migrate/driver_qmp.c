@@ -384,6 +384,11 @@ static int driver_proceed(struct driver *driver, struct reason *reason)
                     json_pack("{s:s}", "state", "pre-switchover"), NULL, QMP_POLL_MS, NULL, reason);
 }
 
+static int driver_suspend(struct driver *driver, struct reason *reason)
+{
+    return qmp_call(&driver_of(driver)->source, "stop", NULL, NULL, QMP_POLL_MS, NULL, reason);
+}
+
 static int driver_fd(struct driver *driver)
 {
     struct driver_qmp *d = driver_of(driver);
@@ -588,6 +593,7 @@ const struct driver_ops driver_qmp = {
     .start = driver_start,
     .poll = driver_poll,
     .proceed = driver_proceed,
+    .suspend = driver_suspend,
     .fd = driver_fd,
     .events = driver_events,
     .cancel = driver_cancel,

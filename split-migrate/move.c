@@ -76,10 +76,12 @@ static int move_undo(struct move *move, struct reason *reason)
         move_cancel_pager(&move->source_pager, "outgoing-cancel", move->guest.uuid);
     }
     int err = move->prepared ? driver->ops->undo(driver, reason) : 0;
-    if (move->incoming) {
+    /* A manager that has not taken the guest back may run it there: its memory must stay. */
+    bool keep = err && driver->ops->manages;
+    if (move->incoming && !keep) {
         move_cancel_pager(&move->main_pager, "incoming-cancel", move->guest.uuid);
     }
-    for (unsigned i = 0; i < move->n_subhosts; i++) {
+    for (unsigned i = 0; i < move->n_subhosts && !keep; i++) {
         subhost_release(&move->subhost[i], move->guest.uuid);
     }
     move->ended_us = units_now_us();
@@ -96,12 +98,11 @@ static int move_interrupted(struct reason *reason)
 static int move_begin(struct move *move, struct reason *reason)
 {
     struct driver *driver = move->driver;
-    struct driver_config config = {
-        .bandwidth = move->policy.bandwidth,
-        .downtime_ms = move->policy.downtime_ms,
-        .live = move->options.live,
-    };
+    struct driver_config config = move->options.driver;
 
+    config.bandwidth = move->policy.bandwidth;
+    config.downtime_ms = move->policy.downtime_ms;
+    config.live = move->options.live;
     int err = move_interrupted(reason);
     if (!err) {
         progress_note(&move->progress, "Reserving memory");
@@ -173,6 +174,7 @@ static int move_forward(struct move *move, bool *sent, struct reason *reason)
         err = move_watch(move, reason);
     }
     if (!err) {
+        *sent = driver->ops->manages;
         err = driver->ops->arrived(driver, reason);
     }
     if (!err) {

@@ -35,6 +35,8 @@ struct move_options {
     bool offline_plan; /* do not sample accesses */
     bool keep_source;
     bool verbose;
+    bool suspend_late; /* after the policy's timeout: stop the guest rather than cancel */
+    struct driver_config driver; /* bandwidth, downtime and live come from elsewhere */
 };
 
 struct move_stats {
@@ -71,6 +73,7 @@ struct move {
     bool outgoing; /* prepared on the source's pager */
     bool prepared; /* by the driver */
     bool started;
+    bool suspended; /* because it took too long */
     bool proceeded; /* the switch-over has begun */
 
     struct progress progress;

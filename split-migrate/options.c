@@ -6,9 +6,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum options_global_index { GLOBAL_DEBUG, GLOBAL_HELP, GLOBAL_QUIET, GLOBAL_VERSION };
+enum options_global_index { GLOBAL_CONNECT, GLOBAL_DEBUG, GLOBAL_HELP, GLOBAL_QUIET, GLOBAL_VERSION };
 
 const struct option_def options_global[] = {
+    [GLOBAL_CONNECT] = {"connect", 'c', "URI", "the libvirt that has the domain, as virsh's -c"},
     [GLOBAL_DEBUG] = {"debug", 'd', "LEVEL",
                       "write messages up to LEVEL: error, warning, info, debug (or 0 to 3)"},
     [GLOBAL_HELP] = {"help", 'h', NULL, "show this help, or that of the verb"},
@@ -110,6 +111,7 @@ static int options_parse_global(struct arguments *arguments, int argc, char *con
         if (i < 0) {
             return i;
         }
+        arguments->connect = i == GLOBAL_CONNECT ? value : arguments->connect;
         arguments->help |= i == GLOBAL_HELP;
         arguments->quiet |= i == GLOBAL_QUIET;
         arguments->version |= i == GLOBAL_VERSION;

@@ -21,7 +21,7 @@ enum {
     EXIT_ATTENTION = 3, /* failed, and the guest needs somebody to look at it */
 };
 
-#define OPTIONS_MAX 24
+#define OPTIONS_MAX 40
 #define OPTIONS_MAX_WORDS 3
 
 struct option_def {
@@ -49,6 +49,7 @@ struct arguments {
     bool quiet;
     bool help;
     bool version;
+    const char *connect; /* libvirt's URI; NULL: not given */
     enum log_level debug;
     const char *option[OPTIONS_MAX]; /* by the verb's table; "" for an option without value */
     const char *word[OPTIONS_MAX_WORDS];

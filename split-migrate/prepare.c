@@ -55,6 +55,25 @@ static int prepare_check_guest(struct pager *pager, const struct move *move, con
                       move->guest.uuid, state);
 }
 
+/* The destination's QEMU comes later; there must be nothing under the guest's name. */
+static int prepare_check_absent(struct pager *pager, const struct move *move,
+                                struct reason *reason)
+{
+    int err;
+    json_t *guest = pager_guest(pager, move->guest.uuid, &err, reason);
+
+    if (err == -ENOENT) {
+        return 0;
+    }
+    if (!err) {
+        const char *word = json_string_value(json_object_get(guest, "state"));
+        err = reason_set(reason, -EBUSY, "%s: guest %s is on that host already: it is %.32s",
+                         pager->role, move->guest.uuid, word ? word : "not known");
+    }
+    json_decref(guest);
+    return err;
+}
+
 static int prepare_source_pager(struct move *move, struct reason *reason)
 {
     struct pager *pager = &move->source_pager;
@@ -88,7 +107,9 @@ static int prepare_main_pager(struct move *move, struct reason *reason)
     if (!err) {
         move->plan.main_known = true;
         move->plan.main_free = hosts_bytes(status, "memory_available");
-        err = prepare_check_guest(pager, move, "destination QEMU", reason);
+        err = move->driver->ops->manages
+                  ? prepare_check_absent(pager, move, reason)
+                  : prepare_check_guest(pager, move, "destination QEMU", reason);
     }
     json_decref(status);
     return err;
@@ -136,8 +157,9 @@ int move_connect(struct move *move, struct reason *reason)
 
     move->began_us = units_now_us();
     if (!ops || (has_destination && driver_find(&move->destination) != ops)) {
-        return reason_set(reason, -EINVAL, "there is no driver that moves '%.80s' to '%.80s'",
-                          move->source.text, move->destination.text);
+        return reason_set(reason, -EINVAL,
+                          "'%.80s' is for libvirt, and this split-migrate was built without it",
+                          move->source.text);
     }
     int err = ops->open(&move->driver, &move->source, has_destination ? &move->destination : NULL,
                         &move->guest, reason);

@@ -109,19 +109,84 @@ static int target_base(struct target *target, const char *base, enum target_role
         }
         return endpoint_parse(text, &target->monitor, reason);
     }
-    if (units_parse_uuid(base, uuid) == 0) {
-        if (role != TARGET_LOOK) {
-            return reason_set(reason, -EINVAL,
-                              "a guest can be moved only through its monitor: give "
-                              "qmp:/path/to/qmp.sock, not a UUID");
-        }
+    if (role == TARGET_LOOK && units_parse_uuid(base, uuid) == 0) {
         snprintf(target->scheme, sizeof(target->scheme), "uuid");
         units_format_uuid(uuid, target->uuid);
         return 0;
     }
-    return reason_set(reason, -EINVAL,
-                      "'%.100s' names no guest: it must be qmp:/path/to/qmp.sock%s", target->text,
-                      role == TARGET_LOOK ? " or a UUID" : "");
+    bool is_uri = strstr(base, ":/") != NULL;
+    if (!base[0] || strlen(base) >= (is_uri ? sizeof(target->uri) : sizeof(target->domain)) ||
+        is_uri != (role == TARGET_DESTINATION)) {
+        return reason_set(
+            reason, -EINVAL, "'%.100s' names no %s: it must be qmp:/path/to/qmp.sock or %s",
+            target->text, role == TARGET_DESTINATION ? "host" : "guest",
+            role == TARGET_DESTINATION ? "a URI of libvirt" : "a domain of libvirt");
+    }
+    snprintf(target->scheme, sizeof(target->scheme), "libvirt");
+    memcpy(is_uri ? target->uri : target->domain, base, strlen(base) + 1);
+    return 0;
+}
+
+/* The host a libvirt URI names; "" if it is this one. */
+static void target_uri_host(const char *uri, char *host, size_t size)
+{
+    const char *from = strstr(uri, "://");
+
+    host[0] = '\0';
+    if (!from) {
+        return;
+    }
+    from += 3;
+    size_t length = strcspn(from, "/?#");
+    const char *at = memchr(from, '@', length);
+    if (at) {
+        length -= (size_t)(at + 1 - from);
+        from = at + 1;
+    }
+    if (from[0] == '[') {
+        from++;
+        length = strcspn(from, "]");
+    } else {
+        size_t colon = strcspn(from, ":");
+        length = colon < length ? colon : length;
+    }
+    if (length < size && !(length == 9 && strncmp(from, "localhost", 9) == 0)) {
+        memcpy(host, from, length);
+        host[length] = '\0';
+    }
+}
+
+void target_set_uri(struct target *target, const char *uri)
+{
+    struct endpoint pager = {.port = TARGET_PAGER_PORT};
+
+    snprintf(target->uri, sizeof(target->uri), "%s", uri);
+    target_uri_host(uri, pager.host, sizeof(pager.host));
+    if (!target->pager_given && pager.host[0]) {
+        target->pager = pager;
+    }
+}
+
+int target_set_address(struct target *target, const char *name, const char *value,
+                       struct reason *reason)
+{
+    char pager[ENDPOINT_TEXT_LEN] = "";
+    const struct {
+        const char *name;
+        char *to;
+    } known[] = {{"pager", pager}, {"listen", target->listen}, {"data", target->data}};
+
+    for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++) {
+        if (strcmp(known[i].name, name) == 0) {
+            int err = target_address(target, name, value, known[i].to, reason);
+            if (!err && pager[0]) {
+                target->pager_given = true;
+                err = endpoint_parse(pager, &target->pager, reason);
+            }
+            return err;
+        }
+    }
+    return reason_set(reason, -EINVAL, "parameter '%.40s' is not known", name);
 }
 
 int target_parse(struct target *target, const char *text, enum target_role role,
@@ -137,7 +202,9 @@ int target_parse(struct target *target, const char *text, enum target_role role,
     }
     memcpy(target->text, text, strlen(text) + 1);
     memcpy(copy, text, strlen(text) + 1);
-    char *query = strchr(copy, '?');
+    /* The parameters in libvirt's URI are libvirt's. */
+    bool whole = role == TARGET_DESTINATION && strncmp(text, "qmp:", 4) != 0;
+    char *query = whole ? NULL : strchr(copy, '?');
     if (query) {
         *query++ = '\0';
     }
@@ -147,8 +214,14 @@ int target_parse(struct target *target, const char *text, enum target_role role,
         err = target_parameter(target, parameter, role, pager, reason);
         parameter = strtok_r(NULL, "&", &saved);
     }
-    return err ? err
-               : endpoint_parse(pager[0] ? pager : TARGET_DEFAULT_PAGER, &target->pager, reason);
+    if (!err) {
+        target->pager_given = pager[0] != '\0';
+        err = endpoint_parse(pager[0] ? pager : TARGET_DEFAULT_PAGER, &target->pager, reason);
+    }
+    if (!err && whole) {
+        target_set_uri(target, text);
+    }
+    return err;
 }
 
 int target_stream(const struct target *source, const struct target *destination,

@@ -44,7 +44,7 @@ int verb_abort(const struct arguments *arguments)
 {
     struct pager pager;
 
-    int status = verbs_look(&pager, arguments->word[0]);
+    int status = verbs_look(&pager, arguments);
     if (status == EXIT_OK) {
         status = abort_guest(&pager);
     }

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+#include <string.h>
+
 #include "split-migrate/output.h"
 #include "split-migrate/report.h"
 #include "split-migrate/verbs.h"
@@ -7,11 +9,24 @@ const struct option_def verb_migrate_options[] = {
     {"live", 0, NULL, "the guest runs while it moves (else it is stopped first)"},
     {"policy", 0, "FILE", "read the policy from FILE (default /etc/split-migrate/policy.ini)"},
     {"dry-run", 0, NULL, "check everything, show the plan, change nothing"},
-    {"keep-source", 0, NULL, "leave the source QEMU, stopped, when the guest has moved"},
+    {"keep-source", 0, NULL, "leave the source QEMU, stopped, when the guest has moved (qmp: only)"},
+    {"persistent", 0, NULL, "define the domain at the destination"},
+    {"undefinesource", 0, NULL, "undefine the domain at the source"},
+    {"dname", 0, "NAME", "call the domain so at the destination"},
+    {"migrateuri", 0, "URI", "where QEMU's own stream goes, e.g. tcp://HOST"},
+    {"abort-on-error", 0, NULL, "cancel when the guest's disks fail meanwhile"},
+    {"auto-converge", 0, NULL, "slow the guest down if it writes faster than it can be moved"},
+    {"unsafe", 0, NULL, "move even if libvirt finds the disks' caching unsafe"},
+    {"pager", 0, "ADDR", "the pager of the host the domain is on"},
+    {"dest-pager", 0, "ADDR", "the pager of the main host"},
+    {"dest-data", 0, "ADDR", "where the main host's pager takes hot pages, if not as it was started"},
     {"bandwidth", 0, "SIZE", "limit per second, in MiB unless a unit is given; 0: none"},
     {"downtime", 0, "MS", "how long the guest may stand still at the switch-over"},
     {"timeout", 0, "SECONDS", "cancel if it is not finished by then; 0: never"},
+    {"timeout-suspend", 0, NULL, "suspend the guest then, instead"},
+    {"timeout-abort", 0, NULL, "cancel then, which is the default"},
     {"connections", 0, "NUMBER", "connections to each host"},
+    {"parallel-connections", 0, "NUMBER", "the same, by virsh's name"},
     {"profile", 0, "SECONDS", "how long to sample accesses first; 0: not at all"},
     {"budget", 0, "SIZE", "memory the guest may have on the main host"},
     {"low-watermark", 0, "SIZE", "page out down to this; size or percent of the budget"},
@@ -52,6 +67,30 @@ static int verb_migrate_move(struct move *move, const struct arguments *argument
     return status;
 }
 
+/* Options that mean something to one of the drivers only. */
+static int verb_migrate_check(const struct arguments *arguments)
+{
+    static const char *const managed[] = {"persistent",     "undefinesource", "dname", "migrateuri",
+                                          "abort-on-error", "auto-converge",  "unsafe"};
+    bool libvirt = strncmp(arguments->word[0], "qmp:", 4) != 0;
+
+    for (size_t i = 0; i < sizeof(managed) / sizeof(managed[0]) && !libvirt; i++) {
+        if (options_get(arguments, managed[i])) {
+            output_error("option '--%s' is for domains of libvirt", managed[i]);
+            return EXIT_USAGE;
+        }
+    }
+    if (libvirt && options_get(arguments, "keep-source")) {
+        output_error("option '--keep-source' is for qmp: guests: libvirt ends the source itself");
+        return EXIT_USAGE;
+    }
+    if (options_get(arguments, "timeout-suspend") && options_get(arguments, "timeout-abort")) {
+        output_error("options '--timeout-suspend' and '--timeout-abort' exclude each other");
+        return EXIT_USAGE;
+    }
+    return EXIT_OK;
+}
+
 int verb_migrate(const struct arguments *arguments)
 {
     struct move *move = move_new();
@@ -61,8 +100,22 @@ int verb_migrate(const struct arguments *arguments)
         .offline_plan = options_get(arguments, "dry-run") || !options_get(arguments, "live"),
         .keep_source = options_get(arguments, "keep-source"),
         .verbose = options_get(arguments, "verbose"),
+        .suspend_late = options_get(arguments, "timeout-suspend"),
+        .driver =
+            {
+                .persistent = options_get(arguments, "persistent"),
+                .undefine_source = options_get(arguments, "undefinesource"),
+                .abort_on_error = options_get(arguments, "abort-on-error"),
+                .auto_converge = options_get(arguments, "auto-converge"),
+                .unsafe = options_get(arguments, "unsafe"),
+                .dname = options_get(arguments, "dname"),
+                .migrate_uri = options_get(arguments, "migrateuri"),
+            },
     };
-    int status = verbs_move(move, arguments);
+    int status = verb_migrate_check(arguments);
+    if (status == EXIT_OK) {
+        status = verbs_move(move, arguments);
+    }
     if (status == EXIT_OK) {
         status = verb_migrate_move(move, arguments);
     }

@@ -189,7 +189,7 @@ int verb_pages(const struct arguments *arguments)
 {
     struct pager pager;
 
-    int status = verbs_look(&pager, arguments->word[0]);
+    int status = verbs_look(&pager, arguments);
     if (status == EXIT_OK) {
         status = pages_guest(&pager, arguments);
     }

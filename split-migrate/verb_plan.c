@@ -8,6 +8,8 @@ const struct option_def verb_plan_options[] = {
     {"budget", 0, "SIZE", "memory the guest may have on the main host"},
     {"low-watermark", 0, "SIZE", "page out down to this; size or percent of the budget"},
     {"high-watermark", 0, "SIZE", "page out above this; size or percent of the budget"},
+    {"pager", 0, "ADDR", "the pager of the host the domain is on"},
+    {"dest-pager", 0, "ADDR", "the pager of the main host"},
     {"json", 0, NULL, "print one JSON object"},
     {NULL, 0, NULL, NULL},
 };

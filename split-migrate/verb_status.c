@@ -163,7 +163,7 @@ int verb_status(const struct arguments *arguments)
             output_error("--pager stands without DOMAIN only: write DOMAIN?pager=ADDR");
             return EXIT_USAGE;
         }
-        status = verbs_look(&pager, arguments->word[0]);
+        status = verbs_look(&pager, arguments);
         if (status == EXIT_OK) {
             status = status_guest(&pager, options_get(arguments, "json"));
         }

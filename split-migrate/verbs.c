@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -46,6 +47,11 @@ const struct verb verbs_table[] = {
     {"migrate", "DOMAIN DESTURI", 2, 2,
      "move a guest to a main host and sub-hosts that share its memory", verb_migrate_options, false,
      verb_migrate},
+    {"enable", "DOMAIN", 1, 1, "change a domain of libvirt so that it can be split",
+     verb_enable_options, false, verb_enable},
+    {"disable", "DOMAIN", 1, 1, "take that back", verb_no_options, false, verb_disable},
+    {"check", "DOMAIN [DESTURI]", 1, 2, "show what a domain and the hosts lack for splitting",
+     verb_check_options, false, verb_check},
     {"plan", "DOMAIN [DESTURI]", 1, 2, "show what would go where, and change nothing",
      verb_plan_options, false, verb_plan},
     {"status", "[DOMAIN]", 0, 1, "show how far a move is, or how a guest is", verb_status_options,
@@ -85,9 +91,73 @@ static int verbs_policy_options(struct policy *policy, const struct arguments *a
             err = policy_set_option(policy, option->name, value, reason);
         }
     }
+    const char *same = verbs_has_option(arguments->verb, "parallel-connections")
+                           ? options_get(arguments, "parallel-connections")
+                           : NULL;
+    if (!err && same) {
+        err = policy_set_option(policy, "connections", same, reason);
+    }
     bool profiles = verbs_has_option(arguments->verb, "profile");
     const char *profile = profiles ? options_get(arguments, "profile") : NULL;
     return !err && profile ? policy_set_option(policy, "profile-seconds", profile, reason) : err;
+}
+
+const char *verbs_uri(const struct arguments *arguments)
+{
+    const char *uri = arguments->connect ? arguments->connect : getenv("LIBVIRT_DEFAULT_URI");
+
+    return uri ? uri : "";
+}
+
+/* An option that says what a parameter of @target would. */
+static int verbs_address(struct target *target, const struct arguments *arguments,
+                         const char *option, const char *parameter, struct reason *reason)
+{
+    const char *value =
+        verbs_has_option(arguments->verb, option) ? options_get(arguments, option) : NULL;
+
+    if (!value) {
+        return 0;
+    }
+    if (!target->scheme[0]) {
+        return reason_set(reason, -EINVAL, "option '--%s' needs a DESTURI", option);
+    }
+    return target_set_address(target, parameter, value, reason);
+}
+
+int verbs_targets(struct move *move, const struct arguments *arguments)
+{
+    struct target *source = &move->source;
+    struct target *destination = &move->destination;
+    struct reason reason = {""};
+
+    int err = target_parse(source, arguments->word[0], TARGET_SOURCE, &reason);
+    if (!err && arguments->n_words > 1) {
+        err = target_parse(destination, arguments->word[1], TARGET_DESTINATION, &reason);
+    }
+    if (!err && strcmp(source->scheme, "libvirt") == 0) {
+        target_set_uri(source, verbs_uri(arguments));
+    }
+    if (!err && destination->scheme[0] && strcmp(source->scheme, destination->scheme) != 0) {
+        err = reason_set(&reason, -EINVAL,
+                         "DOMAIN and DESTURI must both be of libvirt or both qmp:, and they are "
+                         "'%.80s' and '%.80s'",
+                         source->text, destination->text);
+    }
+    if (!err) {
+        err = verbs_address(source, arguments, "pager", "pager", &reason);
+    }
+    if (!err) {
+        err = verbs_address(destination, arguments, "dest-pager", "pager", &reason);
+    }
+    if (!err) {
+        err = verbs_address(destination, arguments, "dest-data", "listen", &reason);
+    }
+    if (err) {
+        output_error("%s", reason.text);
+        return EXIT_USAGE;
+    }
+    return EXIT_OK;
 }
 
 int verbs_move(struct move *move, const struct arguments *arguments)
@@ -96,13 +166,11 @@ int verbs_move(struct move *move, const struct arguments *arguments)
     struct reason reason = {""};
 
     /* What was typed first: it needs no file to be wrong. */
-    int err = target_parse(&move->source, arguments->word[0], TARGET_SOURCE, &reason);
-    if (!err && arguments->n_words > 1) {
-        err = target_parse(&move->destination, arguments->word[1], TARGET_DESTINATION, &reason);
+    int status = verbs_targets(move, arguments);
+    if (status != EXIT_OK) {
+        return status;
     }
-    if (!err) {
-        err = verbs_policy_options(&move->policy, arguments, &reason);
-    }
+    int err = verbs_policy_options(&move->policy, arguments, &reason);
     if (err) {
         output_error("%s", reason.text);
         return EXIT_USAGE;
@@ -137,6 +205,15 @@ static int verbs_look_uuid(const struct target *target, char uuid[UUID_TEXT_LEN]
         memcpy(uuid, target->uuid, UUID_TEXT_LEN);
         return 0;
     }
+    const struct driver_ops *ops = driver_find(target);
+    if (!ops) {
+        return reason_set(reason, -EOPNOTSUPP,
+                          "'%.80s' is for libvirt, and this split-migrate was built without it",
+                          target->text);
+    }
+    if (ops->uuid) {
+        return ops->uuid(target, uuid, reason);
+    }
     int err = qmp_open(&qmp, "QEMU", &target->monitor, reason);
     if (err == -ETIMEDOUT) {
         return reason_set(reason, err,
@@ -151,16 +228,19 @@ static int verbs_look_uuid(const struct target *target, char uuid[UUID_TEXT_LEN]
     return err;
 }
 
-int verbs_look(struct pager *pager, const char *text)
+int verbs_look(struct pager *pager, const struct arguments *arguments)
 {
     struct target target;
     struct reason reason = {""};
     char uuid[UUID_TEXT_LEN];
 
     memset(pager, 0, sizeof(*pager));
-    if (target_parse(&target, text, TARGET_LOOK, &reason) < 0) {
+    if (target_parse(&target, arguments->word[0], TARGET_LOOK, &reason) < 0) {
         output_error("%s", reason.text);
         return EXIT_USAGE;
+    }
+    if (strcmp(target.scheme, "qmp") != 0) {
+        target_set_uri(&target, verbs_uri(arguments));
     }
     int err = verbs_look_uuid(&target, uuid, &reason);
     if (!err) {

@@ -127,14 +127,23 @@ static int watch_give_up(struct move *move, int failure)
 
 /* Shall the operator's wish or the clock end it? Return: 0, or -errno with a sentence in @reason.
  */
-static int watch_limits(const struct move *move, struct reason *reason)
+static int watch_limits(struct move *move, struct reason *reason)
 {
     uint64_t limit = move->policy.timeout_s * 1000000u;
 
     if (interrupt_pending()) {
         return reason_set(reason, -EINTR, "interrupted: the migration was cancelled");
     }
-    if (limit && units_now_us() - move->started_us > limit) {
+    bool late = limit && units_now_us() - move->started_us > limit;
+    if (late && move->options.suspend_late) {
+        if (!move->suspended) {
+            progress_note(&move->progress, "Suspending the guest: it takes too long");
+            move->suspended = true;
+            return move->driver->ops->suspend(move->driver, reason);
+        }
+        return 0;
+    }
+    if (late) {
         return reason_set(reason, -ETIMEDOUT,
                           "the migration did not finish within %llu s: it was cancelled",
                           (unsigned long long)move->policy.timeout_s);

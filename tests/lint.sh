@@ -16,8 +16,9 @@ mapfile -t scripts < <(git ls-files | while read -r f; do
     [ -f "$f" ] && head -c 64 "$f" | grep -aqE '^#!.*(bash|/sh)' && echo "$f"
 done)
 
+# shellcheck disable=SC2016 # for the inner shell
 printf '%s\n' "${sources[@]}" |
-    xargs -P "$(nproc)" -n 4 sh -c 'clang-tidy --quiet "$@" -- -std=gnu11 -D_GNU_SOURCE -I. 2>/dev/null' sh |
+    xargs -P "$(nproc)" -n 4 sh -c 'clang-tidy --quiet "$@" -- -std=gnu11 -D_GNU_SOURCE -I. $(pkg-config --cflags libxml-2.0) 2>/dev/null' sh |
     grep -E 'warning:|error:' && complain "clang-tidy found the above"
 cppcheck --quiet --std=c11 --inline-suppr -j "$(nproc)" --error-exitcode=1 -D_GNU_SOURCE -I. \
     --enable=warning,portability --suppress=missingIncludeSystem --suppress=normalCheckLevelMaxBranches \

@@ -38,18 +38,21 @@ def test_usage():
     run("self-test")
     out, _ = run("--help")
     verbs = re.findall(r"^  ([a-z]+)   ", out.split("Verbs:")[1], re.M)
-    assert verbs == ["migrate", "plan", "status", "abort", "pages", "help"], verbs
+    assert verbs == ["migrate", "enable", "disable", "check", "plan", "status", "abort", "pages",
+                     "help"], verbs
     for verb in verbs:
         shown, _ = run("help", verb)
         assert run(verb, "--help")[0] == shown == run("--help", verb)[0]
         assert shown.startswith("Usage: split-migrate " + verb)
     assert re.match(r"split-migrate \d", run("--version")[0])
     for words in ((), ("nonsense",), ("--nonsense",), ("migrate",), ("migrate", "a"),
-                  ("migrate", "qmp:/a", "qmp:/b", "c"), ("help", "nonsense"), ("pages", "guest"),
+                  ("migrate", "qmp:/a", "qmp:/b", "c"), ("help", "nonsense"), ("pages", ""),
                   ("plan", "--policy"), ("migrate", "guest", "qmp:/b"),
                   ("migrate", "qmp:/a", "qmp:/b", "--downtime", "soon"),
                   ("migrate", "qmp:/a", "qmp:/b", "--bandwidth", "-1"),
-                  ("plan", UUID), ("status", "--pager", "nowhere"),
+                  ("plan", "qemu:///system"), ("migrate", "qmp:/a", "qmp:/b", "--persistent"),
+                  ("migrate", "guest", "guest"), ("plan", "guest", "--dest-pager", "unix:/a"),
+                  ("status", "--pager", "nowhere"),
                   ("status", "--pager", "unix:/a", UUID)):
         run(*words, status=2)
 
@@ -57,7 +60,7 @@ def test_usage():
 def test_every_option_is_in_the_manual():
     with open(os.path.join(ROOT, "split-migrate", "split-migrate.1")) as file:
         manual = file.read().replace("\\-", "-")
-    for verb in ("migrate", "plan", "status", "abort", "pages"):
+    for verb in ("migrate", "enable", "check", "plan", "status", "abort", "pages"):
         assert "\n.SS " + verb in manual, verb
         section = manual.split("\n.SS " + verb)[1].split("\n.S")[0]
         for option in re.findall(r"^ +--([a-z-]+)", run("help", verb)[0], re.M):

@@ -104,6 +104,45 @@ static void good(void **state)
     assert_null(a.verb);
 }
 
+/* Names of libvirt, and where their pagers are. */
+static void libvirt_targets(void **state)
+{
+    static const struct {
+        const char *uri;
+        const char *pager;
+    } rows[] = {
+        {"qemu:///system", TARGET_DEFAULT_PAGER},
+        {"qemu+unix:///system?socket=/run/x.sock", TARGET_DEFAULT_PAGER},
+        {"qemu+tcp://localhost/system", TARGET_DEFAULT_PAGER},
+        {"qemu+ssh://root@host.example/system", "tcp:host.example:10811"},
+        {"qemu+ssh://root@host.example:22/system?keyfile=/a@b", "tcp:host.example:10811"},
+        {"qemu+tls://[2001:db8::7]:16514/system", "tcp:[2001:db8::7]:10811"},
+        {"qemu://host", "tcp:host:10811"},
+    };
+    struct target t;
+    char text[ENDPOINT_TEXT_LEN];
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        assert_int_equal(target_parse(&t, rows[i].uri, TARGET_DESTINATION, NULL), 0);
+        assert_string_equal(t.scheme, "libvirt");
+        assert_string_equal(t.uri, rows[i].uri);
+        assert_string_equal(endpoint_format(&t.pager, text), rows[i].pager);
+    }
+    assert_int_equal(target_set_address(&t, "pager", "tcp:other:1", NULL), 0);
+    target_set_uri(&t, rows[3].uri);
+    assert_string_equal(endpoint_format(&t.pager, text), "tcp:other:1");
+    assert_int_equal(target_set_address(&t, "listen", "tcp:other:0", NULL), 0);
+    assert_string_equal(t.listen, "tcp:other:0");
+    assert_int_equal(target_parse(&t, "guest1?pager=unix:/run/a.sock", TARGET_SOURCE, NULL), 0);
+    assert_string_equal(t.domain, "guest1");
+    target_set_uri(&t, rows[3].uri);
+    assert_string_equal(endpoint_format(&t.pager, text), "unix:/run/a.sock");
+    assert_int_equal(
+        target_parse(&t, "7C1D3A52-6f0e-4d7f-9a53-0d6f5f1c2b11", TARGET_SOURCE, NULL), 0);
+    assert_string_equal(t.scheme, "libvirt");
+}
+
 static void bad_lines(void **state)
 {
     static const struct {
@@ -171,7 +210,7 @@ static void bad_targets(void **state)
         const char *says;
     } rows[] = {
         {"", "names no guest"},
-        {"guest1", "names no guest"},
+        {"qemu:///system", "names no guest"},
         {"qmp:", "absolute path"},
         {"qmp:a.sock", "absolute path"},
         {"qmp:/a%zz", "absolute path"},
@@ -182,7 +221,6 @@ static void bad_targets(void **state)
         {"qmp:/a?paper=unix:/a", "parameter 'paper'"},
         {"qmp:/a?pager=%00", "two hexadecimal digits"},
         {"qmp:/a?listen=tcp::1", "belongs to the destination"},
-        {"7c1d3a52-6f0e-4d7f-9a53-0d6f5f1c2b11", "only through its monitor"},
     };
     struct target t;
     struct reason reason = {""};
@@ -267,6 +305,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(tables),  cmocka_unit_test(tables_with_mistakes),
         cmocka_unit_test(good),    cmocka_unit_test(bad_lines),
+        cmocka_unit_test(libvirt_targets),
         cmocka_unit_test(targets), cmocka_unit_test(bad_targets),
         cmocka_unit_test(streams), cmocka_unit_test(reach),
         cmocka_unit_test(percent),
