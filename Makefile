@@ -203,6 +203,10 @@ bench-migrate: deps  ## total time beside stock QEMU's pre-copy and multifd, and
 	@$(MAKE) --no-print-directory -j$$(nproc) tools
 	@QEMU=$$(qemu-patches/build.sh) && export QEMU && BUILD=$(B) /usr/bin/python3 bench/migrate.py
 
+bench-sparse: deps  ## a 64 GiB guest that uses 200 MiB beside a 1 GiB one
+	@$(MAKE) --no-print-directory -j$$(nproc) tools
+	@QEMU=$$(qemu-patches/build.sh) && export QEMU && BUILD=$(B) /usr/bin/python3 bench/sparse.py
+
 bench-mover: deps  ## the mover alone, to a main host and to sub-hosts, beside the floor
 	@$(MAKE) --no-print-directory -j$$(nproc) tools
 	@BUILD=$(B) /usr/bin/python3 bench/bench_mover.py
@@ -226,6 +230,6 @@ help:  ## print the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## \(.*\)/  \1\t\2/p' Makefile | expand -t 22
 
 .PHONY: all tools deps build-deps qemu check unit check-unit check-integration check-e2e check-lab \
-        check-asan check-tsan lint fuzz fuzzers demo bench-migrate bench-mover install clean help
+        check-asan check-tsan lint fuzz fuzzers demo bench-migrate bench-sparse bench-mover install clean help
 .SECONDARY:
 -include $(shell find $(B) $(B)-fuzz -name '*.d' 2>/dev/null)

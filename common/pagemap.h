@@ -13,7 +13,9 @@
  * thread is changing it.  Whoever sets PAGE_BUSY (pagemap_lock) owns the page:
  * only the owner may install it (UFFDIO_COPY, ZEROPAGE, CONTINUE), change its
  * protection, punch it, or write its byte.  A fault on a busy page needs no
- * answer of its own: the owner wakes the page when it is done.
+ * answer of its own: the owner wakes the page when it is done (the engine notes
+ * that somebody was turned away in a further bit, uffd-pager/install.h; readers
+ * mask with PAGE_STATE_MASK).
  *
  *   state           where the bytes are                 who may leave it, and to what
  *   UNTOUCHED       nowhere: it reads as zero           fault: ZEROING -> LOCAL
