@@ -1,0 +1,165 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+# TEST-TIMEOUT: 240
+"""Moves that do not come to their end: the guest runs on at the source, and everything is freed.
+
+domjobinfo, migrate-setspeed, migrate-setmaxdowntime and domjobabort from another shell; Ctrl-C; a
+controller that is killed; a destination that has no room, and one that cannot start QEMU.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from testbed import *  # noqa: F401,F403,E402
+
+RAM, FILL, BUDGET = 256 * MIB, 128 * MIB, 64 * MIB
+
+
+def job(bed):
+    """domjobinfo's figures in bytes; {} without a job."""
+    status, out, _ = bed.source.run("virsh", "-c", "qemu:///system", "domjobinfo", "g1")
+    units = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+    if status or not re.search(r"Job type: +(Unbounded|Bounded)", out):
+        return {}
+    return {name.strip(): float(value) * units[unit] for name, value, unit in
+            re.findall(r"^([A-Z][\w ]+): +([\d.]+) ([KMG]?i?B)$", out, re.M)}
+
+
+def moving(bed, guest, *more):
+    """Start a move that takes its time; returns its process when memory is under way."""
+    process = bed.command("migrate", "--live", "--verbose", "--profile", "0", "--bandwidth", "4MiB",
+                          "--policy", bed.policy(BUDGET), *more, "g1", bed.main.uri)
+
+    def under_way():
+        if process.poll() is not None:
+            raise Failure("the move ended early: %s" % (process.communicate(),))
+        figures = job(bed)
+        return figures if figures.get("Memory processed", 0) > 2 * MIB else None
+    figures = wait_until("memory is under way", 60, under_way, 0.1)
+    print("in mid-move:", figures)
+    if figures["Memory total"] < RAM or not figures["Memory remaining"]:
+        raise Failure("domjobinfo: %s" % figures)
+    if guest.uuid not in bed.main.guests() or sum(len(h.regions()) for h in bed.subhosts) != 2:
+        raise Failure("the other hosts hold nothing")
+    return process
+
+
+def still_at_source(bed, guest):
+    """As if nothing had been: on every host."""
+    wait_until("the guest runs at the source", 20, lambda: guest.state() == "running", 0.1)
+    wait_until("the main host is free of it", 20, lambda: not bed.main.guests(), 0.1)
+    wait_until("no QEMU at the main host", 20, lambda: not bed.main.pids("qemu-system-x86_64"), 0.1)
+    if guest.state(bed.main):
+        raise Failure("the main host still has the domain")
+    for host in bed.subhosts:
+        wait_until("%s is empty" % host.name, 20, lambda h=host: not h.regions(), 0.1)
+        status = host.status()
+        if status["stored"] or status["reserved"]:
+            raise Failure("%s still holds %s" % (host.name, status))
+    state = bed.source.pager_call("query-guest", uuid=guest.uuid)
+    if state["state"] != "attached":
+        raise Failure("the source's pager: %s" % state)
+    before = guest.reports()
+    wait_until("the guest goes on", 20, lambda: guest.reports() >= before + 2, 0.1)
+    guest.check_clean()
+
+
+def finish(process, status, says):
+    out, err = process.communicate(timeout=90)
+    last = err.replace("\r", "\n").strip().split("\n")[-1]
+    print("ended with %d: %s" % (process.returncode, last))
+    if process.returncode != status or not re.search(says, last):
+        raise Failure("ended with %d, not %d: %s%s" % (process.returncode, status, out, err))
+
+
+def test_domjobabort(bed, guest):
+    process = moving(bed, guest)
+    bed.source.virsh("domjobabort", "g1")
+    finish(process, 1, "^error: the migration failed: .*")
+    still_at_source(bed, guest)
+
+
+def test_interrupt(bed, guest):
+    process = moving(bed, guest)
+    controller = bed.source.pids("split-migrate")
+    if len(controller) != 1:
+        raise Failure("controllers: %s" % controller)
+    os.kill(controller[0], signal.SIGINT)
+    finish(process, 1, "^error: interrupted: the migration was cancelled$")
+    still_at_source(bed, guest)
+
+
+def test_killed(bed, guest):
+    process = moving(bed, guest)
+    os.kill(bed.source.pids("split-migrate")[0], signal.SIGKILL)
+    process.communicate(timeout=30)
+    still_at_source(bed, guest)
+
+
+def test_timeout(bed, guest):
+    process = moving(bed, guest, "--timeout", "4")
+    finish(process, 1, "^error: the migration did not finish within 4 s: it was cancelled$")
+    still_at_source(bed, guest)
+
+
+def test_no_room(bed, guest):
+    """A main host whose budget cannot be had, sub-hosts that are too small: refused at once."""
+    def refused(policy, says):
+        status, out, err = bed.run("migrate", "--live", "--profile", "0", "--policy", policy, "g1", bed.main.uri)
+        print(err.strip())
+        if status != 1 or err.count("\n") != 1 or not err.startswith("error: " + says):
+            raise Failure("no room gave %d: %s%s" % (status, out, err))
+        still_at_source(bed, guest)
+    refused(bed.policy(16 * MIB, 32 * MIB), "sub-hosts lack memory")
+    bed.main.expect("sh", "-c", "sed 's/^MemAvailable:.*/MemAvailable: 40000 kB/' /proc/meminfo >/run/meminfo &&"
+                    " mount --bind /run/meminfo /proc/meminfo")
+    refused(bed.policy(BUDGET), "the main host lacks memory")
+    bed.main.expect("umount", "/proc/meminfo")
+
+
+def test_no_qemu(bed, guest):
+    """The destination's pager takes no hand-off, so QEMU does not start there."""
+    socket = bed.main.path("/run/split-migrate/handoff.sock")
+    os.rename(socket, socket + ".away")
+    status, out, err = bed.run("migrate", "--live", "--profile", "0", "--policy", bed.policy(BUDGET), "g1",
+                               bed.main.uri)
+    print(err.strip())
+    os.rename(socket + ".away", socket)
+    if status != 1 or err.count("\n") != 1:
+        raise Failure("no hand-off gave %d: %s%s" % (status, out, err))
+    still_at_source(bed, guest)
+
+
+def test_faster(bed, guest):
+    """What virsh sets in mid-move holds: the move that would take its time is soon over."""
+    process = moving(bed, guest, "--persistent")
+    bed.source.virsh("migrate-setmaxdowntime", "g1", "2000")
+    bed.source.virsh("migrate-setspeed", "g1", "1000")
+    start = time.monotonic()
+    finish(process, 0, "")
+    print("took %.1f s more" % (time.monotonic() - start))
+    guest.at(bed.main)
+    guest.expect_sweep(120)
+    guest.check_clean()
+
+
+def test(bed):
+    guest = bed.define("g1", RAM, "memguest.size=%d memguest.rate=3000 memguest.hot=20" % FILL)
+    status, out, err = bed.run("enable", "g1")
+    if status:
+        raise Failure("enable: %s%s" % (out, err))
+    bed.source.virsh("start", "g1")
+    guest.wait_log("memguest: ready", 60)
+    for step in (test_no_room, test_no_qemu, test_domjobabort, test_interrupt, test_killed, test_timeout,
+                 test_faster):
+        start = time.monotonic()
+        step(bed, guest)
+        print("%s: %.1f s" % (step.__name__, time.monotonic() - start), flush=True)
+
+
+main(test)
