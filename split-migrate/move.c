@@ -156,7 +156,12 @@ static void move_conclude(struct move *move)
     struct reason reason = {""};
 
     move->ended_us = units_now_us();
-    if (move_refresh(move, &reason) < 0 || driver->ops->poll(driver, &progress, &reason) < 0) {
+    /* A manager has ended the source's QEMU, with which the pager forgets the move. */
+    int err = move_refresh(move, &reason);
+    if (err == -ENOENT && driver->ops->manages) {
+        err = 0;
+    }
+    if (err || driver->ops->poll(driver, &progress, &reason) < 0) {
         log_warn("statistics are not complete: %s", reason.text);
     } else {
         move->last = progress;

@@ -109,7 +109,7 @@ static int watch_failed(struct move *move, const char *otherwise, struct reason 
 /*
  * Give up, unless QEMU has completed meanwhile: then what follows shows whether the guest is there.
  */
-static int watch_give_up(struct move *move, int failure)
+static int watch_give_up(struct move *move, int failure, struct reason *reason)
 {
     enum driver_phase phase;
     struct reason why = {""};
@@ -121,6 +121,9 @@ static int watch_give_up(struct move *move, int failure)
     } else if (phase == DRIVER_COMPLETED) {
         progress_note(&move->progress, "The guest has moved before it could be cancelled");
         return 0;
+    } else if (failure == -ECANCELED && !move->last.error[0] &&
+               move->driver->ops->poll(move->driver, &move->last, &why) == 0) {
+        return watch_failed(move, "", reason); /* only now it is known what QEMU's side says */
     }
     return failure;
 }
@@ -255,7 +258,7 @@ int move_watch(struct move *move, struct reason *reason)
         }
         watch_show(move, rc <= 0);
         if (rc < 0) {
-            rc = watch_give_up(move, rc);
+            rc = watch_give_up(move, rc, reason);
         }
         if (rc <= 0) {
             progress_end(&move->progress);
