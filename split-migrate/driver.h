@@ -56,6 +56,7 @@ struct driver_progress {
     enum driver_phase phase;
     uint64_t ram_total;
     uint64_t ram_remaining;
+    uint64_t transferred; /* bytes on the wire so far */
     uint64_t rounds;
     uint64_t total_ms;
     uint64_t downtime_ms;

@@ -33,6 +33,7 @@
 #define QMP_STEP_US 10000
 #define QMP_NO_LIMIT ((json_int_t)1 << 40) /* bytes/s; QEMU's own default would be 128 MiB/s */
 #define DRIVER_DOWNTIME_STEP_MS 50
+#define DRIVER_MEASURE_US 100000u
 
 struct driver_qmp {
     struct driver base;
@@ -49,6 +50,9 @@ struct driver_qmp {
     json_t *parameters;
     uint64_t downtime_limit_ms; /* what the policy allows */
     uint64_t downtime_ms;       /* what QEMU was told */
+    uint64_t rate;              /* bytes/s, the best seen; 0: none yet */
+    uint64_t measured_us;       /* when it was last looked at, and where transferred stood */
+    uint64_t measured_bytes;
 };
 
 struct driver_capability {
@@ -354,11 +358,44 @@ static int driver_query(struct qmp *qmp, struct driver_progress *progress, struc
     progress->ram_total = hosts_bytes(ram, "total");
     progress->ram_remaining = hosts_bytes(ram, "remaining");
     progress->rounds = hosts_bytes(ram, "dirty-sync-count");
+    progress->transferred = hosts_bytes(ram, "transferred");
     progress->total_ms = hosts_bytes(answer, "total-time");
     progress->downtime_ms = hosts_bytes(answer, "downtime");
     snprintf(progress->error, sizeof(progress->error), "%s", error ? error : "");
     json_decref(answer);
     return 0;
+}
+
+/* The best rate seen over a stretch long enough to mean something. */
+static void driver_measure(struct driver_qmp *d, uint64_t transferred)
+{
+    uint64_t now_us = units_now_us();
+
+    if (!d->measured_us || transferred < d->measured_bytes) {
+        d->measured_us = now_us;
+        d->measured_bytes = transferred;
+    } else if (now_us - d->measured_us >= DRIVER_MEASURE_US) {
+        uint64_t rate = (transferred - d->measured_bytes) * 1000000 / (now_us - d->measured_us);
+        d->rate = rate > d->rate ? rate : d->rate;
+        d->measured_us = now_us;
+        d->measured_bytes = transferred;
+    }
+}
+
+/*
+ * Tell QEMU the new downtime, and from the third round on half of the rate that was seen: its own
+ * estimate is of the last tenth of a second, and near zero when there was little to send then (holes,
+ * or a guest that writes little), which would keep it from ever switching over.
+ */
+static int driver_allow(struct driver_qmp *d, struct reason *reason)
+{
+    json_t *args = json_pack("{s:I}", "downtime-limit", (json_int_t)d->downtime_ms);
+
+    if (d->rate && d->downtime_ms > 2 * DRIVER_DOWNTIME_STEP_MS) {
+        json_object_set_new(args, "avail-switchover-bandwidth",
+                            json_integer((json_int_t)(d->rate / 2)));
+    }
+    return qmp_call(&d->source, "migrate-set-parameters", args, NULL, QMP_POLL_MS, NULL, reason);
 }
 
 static int driver_poll(struct driver *driver, struct driver_progress *progress,
@@ -369,11 +406,11 @@ static int driver_poll(struct driver *driver, struct driver_progress *progress,
     int err = driver_query(&d->source, progress, reason);
     driver->stopped_us = d->source.stop_us;
     uint64_t allowed_ms = d->downtime_ms;
-    if (!err && progress->phase == DRIVER_MOVING &&
-        driver_downtime(d, progress->rounds) > allowed_ms) {
-        err = qmp_call(&d->source, "migrate-set-parameters",
-                       json_pack("{s:I}", "downtime-limit", (json_int_t)d->downtime_ms), NULL,
-                       QMP_POLL_MS, NULL, reason);
+    if (!err && progress->phase == DRIVER_MOVING) {
+        driver_measure(d, progress->transferred);
+        if (driver_downtime(d, progress->rounds) > allowed_ms) {
+            err = driver_allow(d, reason);
+        }
     }
     return err;
 }
@@ -520,7 +557,8 @@ static void driver_restore(struct driver_qmp *d)
 {
     json_t *list = json_array();
     json_t *parameters = json_object();
-    static const char *const names[] = {"max-bandwidth", "downtime-limit"};
+    static const char *const names[] = {"max-bandwidth", "downtime-limit",
+                                        "avail-switchover-bandwidth"};
 
     for (size_t i = 0; i < json_array_size(d->capabilities); i++) {
         json_t *entry = json_array_get(d->capabilities, i);

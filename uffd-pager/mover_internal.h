@@ -234,6 +234,12 @@ int mover_stream_wait(struct mover_stream *stream);
 void *mover_send_main(void *stream);
 /** mover_send_reply() - the answer to a request: 0 or -errno. Return: 0 or -errno (the migration has failed). */
 int mover_send_reply(struct mover_stream *stream, const struct mover_slot *slot, int err);
+/**
+ * mover_data_extent() - pages from flat page @first on, at most @count, that all have data or all
+ * have none (@data); they are in @block. Any thread; no lock held.
+ */
+uint64_t mover_data_extent(struct mover *mover, const struct layout_block *block, uint64_t first,
+                           uint64_t count, bool *data);
 /** mover_memory_at() - a flat page's bytes */
 const uint8_t *mover_memory_at(const struct mover *mover, uint64_t page);
 

@@ -172,6 +172,36 @@ static int queue_check_run(const struct mover *mover, const struct handoff_run *
     return 0;
 }
 
+/*
+ * In the first round no page has a place yet, so a hole is done with at once: a guest that has
+ * far more memory than it ever used costs a SEEK_DATA a hole, not something a page.
+ */
+static void queue_first_round(struct mover *mover, const struct layout_block *block, uint64_t first,
+                              uint64_t count)
+{
+    while (count) {
+        bool data;
+        uint64_t n = mover_data_extent(mover, block, first, count, &data);
+        pthread_mutex_lock(&mover->lock);
+        if (data) {
+            queue_run(mover, first, n);
+        } else {
+            atomic_fetch_add(&mover->totals->zero_pages, n);
+            atomic_fetch_add(&mover->totals->pages_done, n);
+        }
+        pthread_mutex_unlock(&mover->lock);
+        first += n;
+        count -= n;
+    }
+}
+
+static void queue_later_round(struct mover *mover, uint64_t first, uint64_t count)
+{
+    pthread_mutex_lock(&mover->lock);
+    queue_run(mover, first, count);
+    pthread_mutex_unlock(&mover->lock);
+}
+
 int mover_hand_over(struct mover *mover, const struct handoff_runs *runs, struct reason *reason)
 {
     int err = 0;
@@ -183,14 +213,20 @@ int mover_hand_over(struct mover *mover, const struct handoff_runs *runs, struct
     } else {
         queue_enter_round(mover, runs->round);
     }
+    pthread_mutex_unlock(&mover->lock);
     for (uint32_t i = 0; i < runs->n && !err; i++) {
         const struct layout_block *block;
         err = queue_check_run(mover, &runs->run[i], &block, reason);
-        if (!err) {
-            queue_run(mover, block->flat / PAGE_BYTES + runs->run[i].page, runs->run[i].count);
+        if (err) {
+            break;
+        }
+        uint64_t first = block->flat / PAGE_BYTES + runs->run[i].page;
+        if (mover->totals->rounds == 1) {
+            queue_first_round(mover, block, first, runs->run[i].count);
+        } else {
+            queue_later_round(mover, first, runs->run[i].count);
         }
     }
-    pthread_mutex_unlock(&mover->lock);
     return err;
 }
 

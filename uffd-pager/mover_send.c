@@ -63,12 +63,11 @@ static bool page_is_zero(const uint8_t *page)
 }
 
 /*
- * Pages from flat page @first on, at most @count, that all have data or all
- * have none.  SEEK_HOLE may walk far over a large file, so its last answer is
- * kept; that a page has data is all that may be kept.
+ * SEEK_HOLE may walk far over a large file, so its last answer is kept; that a page has data is all
+ * that may be kept.
  */
-static uint64_t data_extent(struct mover *mover, const struct layout_block *block, uint64_t first,
-                            uint64_t count, bool *data)
+uint64_t mover_data_extent(struct mover *mover, const struct layout_block *block, uint64_t first,
+                           uint64_t count, bool *data)
 {
     struct mover_memory *memory = &mover->memory[block_position(mover, block)];
     uint64_t at = (uint64_t)layout_file(block, first * PAGE_BYTES);
@@ -88,7 +87,8 @@ static uint64_t data_extent(struct mover *mover, const struct layout_block *bloc
         if (*data) {
             off_t hole = lseek(block->fd, (off_t)at, SEEK_HOLE);
             memory->data_start = at;
-            memory->data_end = hole < 0 ? end : ((uint64_t)hole + PAGE_BYTES - 1) & ~(PAGE_BYTES - 1);
+            bool told = hole > (off_t)at; /* if not, read it all */
+            memory->data_end = told ? ((uint64_t)hole + PAGE_BYTES - 1) & ~(PAGE_BYTES - 1) : end;
             end = end < memory->data_end ? end : memory->data_end;
         } else {
             end = end < from ? end : from;
@@ -215,7 +215,7 @@ static int send_run(struct mover_stream *stream, const struct layout_block *bloc
 
     while (count && !err) {
         bool data;
-        uint64_t n = data_extent(stream->mover, block, first, count, &data);
+        uint64_t n = mover_data_extent(stream->mover, block, first, count, &data);
         err = data ? send_data(stream, first, n) : send_empty(stream, first, n);
         first += n;
         count -= n;
