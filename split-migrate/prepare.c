@@ -32,7 +32,9 @@ static int prepare_check_guest(struct pager *pager, const struct move *move, con
         bool connected = json_is_true(json_object_get(guest, "connected"));
         snprintf(state, sizeof(state), "%s", word ? word : "not known");
         json_decref(guest);
-        if (strcmp(state, "attached") == 0 && connected) {
+        /* Sent, and running here all the same: its destination failed before it ran there. */
+        bool back = pager == &move->source_pager && move->guest.running && strcmp(state, "sent") == 0;
+        if ((strcmp(state, "attached") == 0 || back) && connected) {
             return 0;
         }
         if (strcmp(state, "attached") != 0 && strcmp(state, "not known") != 0) {

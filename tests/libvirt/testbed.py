@@ -285,7 +285,15 @@ class Domain(Guest):
         status, out, _ = (host or self.host).run("virsh", "-q", "-c", "qemu:///system", "domstate", self.name)
         return out.strip() if status == 0 else ""
 
+    def sweep(self, seconds=300):
+        result = super().sweep(seconds)
+        # A client that does not read holds the console up, for good if the guest then moves.
+        self.serial.close()
+        self.serial = None
+        return result
+
     def log_text(self):
+        self.drain()
         return super().log_text() if os.path.exists(self.serial_log) else ""
 
 
