@@ -214,14 +214,14 @@ int domain_xml_inspect(const char *xml, struct domain_fit *fit, struct reason *r
 }
 
 /* What nobody can mend by `enable`. */
-static int domain_refuse_kind(const struct domain_fit *fit, const char *name,
-                              struct reason *reason)
+static int domain_refuse_kind(const struct domain_fit *fit, const char *name, struct reason *reason)
 {
     if (fit->device[0]) {
-        return reason_set(reason, -EOPNOTSUPP,
-                          "domain '%.60s' cannot be split: it has %s, which maps the guest's memory "
-                          "itself",
-                          name, fit->device);
+        return reason_set(
+            reason, -EOPNOTSUPP,
+            "domain '%.60s' cannot be split: it has %s, which maps the guest's memory "
+            "itself",
+            name, fit->device);
     }
     if (fit->hugepages || fit->locked) {
         return reason_set(reason, -EOPNOTSUPP,
@@ -238,11 +238,11 @@ int domain_xml_refuse(const struct domain_fit *fit, const char *name, struct rea
     int err = domain_refuse_kind(fit, name, reason);
 
     if (!err && (!fit->shared_memfd || !fit->path[0])) {
-        err = reason_set(reason, -EOPNOTSUPP,
-                         "domain '%.60s' does not run in a form that can be split: it has no %s; "
-                         "run split-migrate enable %.60s, and shut it down and start it again",
-                         name, fit->shared_memfd ? "ram-pager object" : "shared memfd backing",
-                         name);
+        err =
+            reason_set(reason, -EOPNOTSUPP,
+                       "domain '%.60s' does not run in a form that can be split: it has no %s; "
+                       "run split-migrate enable %.60s, and shut it down and start it again",
+                       name, fit->shared_memfd ? "ram-pager object" : "shared memfd backing", name);
     }
     return err;
 }

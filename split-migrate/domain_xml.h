@@ -5,9 +5,9 @@
  * Theory of operation
  * -------------------
  * The guest's RAM must be memfds that another process can map (memoryBacking), the ram-pager object
- * must hand them to the host's pager (qemu:commandline), and only the patched QEMU has it (emulator).
- * What was there before is kept in the domain's own metadata, under a namespace of ours, so that
- * disabling brings it back on whatever host the domain has got to.
+ * must hand them to the host's pager (qemu:commandline), and only the patched QEMU has it
+ * (emulator). What was there before is kept in the domain's own metadata, under a namespace of
+ * ours, so that disabling brings it back on whatever host the domain has got to.
  */
 #ifndef SPLIT_MIGRATE_DOMAIN_XML_H
 #define SPLIT_MIGRATE_DOMAIN_XML_H
@@ -24,8 +24,8 @@ struct domain_fit {
     char arch[32];
     char machine[64];
     char virt_type[16];
-    char path[256];   /* the ram-pager object's; "" if there is no object */
-    char device[96];  /* a device that maps guest memory from another process; "" if none */
+    char path[256];    /* the ram-pager object's; "" if there is no object */
+    char device[96];   /* a device that maps guest memory from another process; "" if none */
     bool shared_memfd; /* memoryBacking is as it must be */
     bool hugepages;
     bool locked;

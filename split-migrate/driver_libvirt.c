@@ -110,18 +110,17 @@ static int driver_on_destination(virConnectPtr connect, virDomainPtr domain, int
 
 static void driver_listen(struct driver_libvirt *d)
 {
-    d->on_source = virConnectDomainEventRegisterAny(
-        d->source, d->domain, VIR_DOMAIN_EVENT_ID_LIFECYCLE,
-        VIR_DOMAIN_EVENT_CALLBACK(driver_on_source), d, NULL);
-    d->on_destination = virConnectDomainEventRegisterAny(
-        d->destination, NULL, VIR_DOMAIN_EVENT_ID_LIFECYCLE,
-        VIR_DOMAIN_EVENT_CALLBACK(driver_on_destination), d, NULL);
+    d->on_source =
+        virConnectDomainEventRegisterAny(d->source, d->domain, VIR_DOMAIN_EVENT_ID_LIFECYCLE,
+                                         VIR_DOMAIN_EVENT_CALLBACK(driver_on_source), d, NULL);
+    d->on_destination =
+        virConnectDomainEventRegisterAny(d->destination, NULL, VIR_DOMAIN_EVENT_ID_LIFECYCLE,
+                                         VIR_DOMAIN_EVENT_CALLBACK(driver_on_destination), d, NULL);
 }
 
 /* ---- open ---- */
 
-static int driver_uuid(const struct target *target, char uuid[UUID_TEXT_LEN],
-                       struct reason *reason)
+static int driver_uuid(const struct target *target, char uuid[UUID_TEXT_LEN], struct reason *reason)
 {
     virConnectPtr connect = NULL;
     virDomainPtr domain = NULL;
@@ -340,8 +339,8 @@ static void *driver_thread(void *opaque)
         err = -ENOMEM;
     }
     if (!err) {
-        moved = virDomainMigrate3(d->domain, d->destination, params, (unsigned)n,
-                                  driver_flags(config));
+        moved =
+            virDomainMigrate3(d->domain, d->destination, params, (unsigned)n, driver_flags(config));
     }
     bool aborted = !moved && virGetLastErrorCode() == VIR_ERR_OPERATION_ABORTED;
     if (!moved) {
@@ -374,48 +373,14 @@ static int driver_start(struct driver *driver, struct reason *reason)
 
 /* ---- while it moves ---- */
 
-static void driver_stats(virTypedParameterPtr params, int n, struct driver_progress *progress)
-{
-    unsigned long long value;
-    const struct {
-        const char *name;
-        uint64_t *to;
-    } table[] = {
-        {VIR_DOMAIN_JOB_MEMORY_TOTAL, &progress->ram_total},
-        {VIR_DOMAIN_JOB_MEMORY_REMAINING, &progress->ram_remaining},
-        {VIR_DOMAIN_JOB_MEMORY_ITERATION, &progress->rounds},
-        {VIR_DOMAIN_JOB_TIME_ELAPSED, &progress->total_ms},
-        {VIR_DOMAIN_JOB_DOWNTIME, &progress->downtime_ms},
-    };
-
-    for (size_t i = 0; i < sizeof(table) / sizeof(table[0]); i++) {
-        if (virTypedParamsGetULLong(params, n, table[i].name, &value) == 1) {
-            *table[i].to = value;
-        }
-    }
-}
-
-static bool driver_read_stats(virDomainPtr domain, unsigned flags, struct driver_progress *progress)
-{
-    virTypedParameterPtr params = NULL;
-    int type = VIR_DOMAIN_JOB_NONE, n = 0;
-
-    if (!domain || virDomainGetJobStats(domain, &type, &params, &n, flags) < 0) {
-        return false;
-    }
-    driver_stats(params, n, progress);
-    virTypedParamsFree(params, n);
-    return type != VIR_DOMAIN_JOB_NONE;
-}
-
 /* How it was, in the end: the destination knows it even if the source's domain is gone. */
 static void driver_completed_stats(struct driver_libvirt *d, struct driver_progress *progress)
 {
     const unsigned flags = VIR_DOMAIN_JOB_STATS_COMPLETED | VIR_DOMAIN_JOB_STATS_KEEP_COMPLETED;
     virDomainPtr there = virDomainLookupByUUIDString(d->destination, d->guest.uuid);
 
-    if (!driver_read_stats(there, flags, progress)) {
-        driver_read_stats(d->domain, flags, progress);
+    if (!virt_job(there, flags, progress)) {
+        virt_job(d->domain, flags, progress);
     }
     if (there) {
         virDomainFree(there);
@@ -427,10 +392,9 @@ static enum driver_phase driver_phase_now(struct driver_libvirt *d,
 {
     int state = VIR_DOMAIN_NOSTATE, why = 0;
 
-    bool job = driver_read_stats(d->domain, 0, progress);
-    if (d->guest.running && d->config.live &&
-        virDomainGetState(d->domain, &state, &why, 0) == 0 && state == VIR_DOMAIN_PAUSED &&
-        why == VIR_DOMAIN_PAUSED_MIGRATION) {
+    bool job = virt_job(d->domain, 0, progress);
+    if (d->guest.running && d->config.live && virDomainGetState(d->domain, &state, &why, 0) == 0 &&
+        state == VIR_DOMAIN_PAUSED && why == VIR_DOMAIN_PAUSED_MIGRATION) {
         return DRIVER_DEVICE;
     }
     return job && progress->ram_total ? DRIVER_MOVING : DRIVER_SETUP;
@@ -579,8 +543,7 @@ static int driver_undo(struct driver *driver, struct reason *reason)
         }
         if (units_now_us() > deadline) {
             return reason_set(reason, -EIO, "domain '%.60s' is %s there%s", d->name,
-                              virt_state(state),
-                              active ? " and active at the destination" : "");
+                              virt_state(state), active ? " and active at the destination" : "");
         }
         usleep(LIBVIRT_STEP_US);
     }

@@ -76,10 +76,10 @@ static bool check_pager(struct check *check, struct pager *pager, const struct e
     }
     const char *version = json_string_value(json_object_get(status, "version"));
     bool same = version && strcmp(version, SPLIT_MIGRATE_VERSION) == 0;
-    snprintf(detail, sizeof(detail), "%.100s, version %.32s, %s available",
-             endpoint_format(endpoint, text), version ? version : "not known",
-             units_format_size(hosts_bytes(status, "memory_available"), free_text,
-                               sizeof(free_text)));
+    snprintf(
+        detail, sizeof(detail), "%.100s, version %.32s, %s available",
+        endpoint_format(endpoint, text), version ? version : "not known",
+        units_format_size(hosts_bytes(status, "memory_available"), free_text, sizeof(free_text)));
     check_item(check, "pager", same, detail,
                "install the uffd-pager of version " SPLIT_MIGRATE_VERSION " there");
     json_decref(status);
@@ -240,7 +240,8 @@ static int check_source(struct check *check, const struct target *target, struct
     }
     if (!err && check_pager(check, &pager, &target->pager) && check->active) {
         bool attached = check_attached(&pager, check->uuid, reason);
-        check_item(check, "hand-over", attached, attached ? "the pager has the guest" : reason->text,
+        check_item(check, "hand-over", attached,
+                   attached ? "the pager has the guest" : reason->text,
                    "split-migrate enable, with the pager's hand-off socket as --handoff");
     }
     pager_close(&pager);

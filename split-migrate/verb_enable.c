@@ -77,8 +77,8 @@ static int enable_run(const struct arguments *arguments, bool enable)
     if (err) {
         output_error("%s", reason.text);
     } else if (!arguments->quiet) {
-        printf("Domain '%s' %s %s\n", virDomainGetName(domain),
-               changed ? "is now" : "was already", enable ? "enabled for splitting" : "as without");
+        printf("Domain '%s' %s %s\n", virDomainGetName(domain), changed ? "is now" : "was already",
+               enable ? "enabled for splitting" : "as without");
         if (changed && virDomainIsActive(domain) == 1) {
             printf("It takes effect when the domain is shut down and started again\n");
         }

@@ -126,13 +126,49 @@ int virt_domain(virConnectPtr connect, const char *name, virDomainPtr *domain,
     return *domain ? 0 : reason_set(reason, -ENOENT, "there is no domain '%.100s'", name);
 }
 
+static void virt_job_values(virTypedParameterPtr params, int n, struct driver_progress *progress)
+{
+    const struct {
+        const char *name;
+        uint64_t *to;
+    } table[] = {
+        {VIR_DOMAIN_JOB_MEMORY_TOTAL, &progress->ram_total},
+        {VIR_DOMAIN_JOB_MEMORY_REMAINING, &progress->ram_remaining},
+        {VIR_DOMAIN_JOB_MEMORY_PROCESSED, &progress->transferred},
+        {VIR_DOMAIN_JOB_MEMORY_ITERATION, &progress->rounds},
+        {VIR_DOMAIN_JOB_TIME_ELAPSED, &progress->total_ms},
+        {VIR_DOMAIN_JOB_DOWNTIME, &progress->downtime_ms},
+    };
+    unsigned long long value;
+
+    for (size_t i = 0; i < sizeof(table) / sizeof(table[0]); i++) {
+        if (virTypedParamsGetULLong(params, n, table[i].name, &value) == 1) {
+            *table[i].to = value;
+        }
+    }
+}
+
+bool virt_job(virDomainPtr domain, unsigned flags, struct driver_progress *progress)
+{
+    virTypedParameterPtr params = NULL;
+    int type = VIR_DOMAIN_JOB_NONE;
+    int n = 0;
+
+    if (!domain || virDomainGetJobStats(domain, &type, &params, &n, flags) < 0) {
+        return false;
+    }
+    virt_job_values(params, n, progress);
+    virTypedParamsFree(params, n);
+    return type != VIR_DOMAIN_JOB_NONE;
+}
+
 const char *virt_state(int state)
 {
     static const char *const names[] = {
-        [VIR_DOMAIN_NOSTATE] = "no state",   [VIR_DOMAIN_RUNNING] = "running",
-        [VIR_DOMAIN_BLOCKED] = "idle",       [VIR_DOMAIN_PAUSED] = "paused",
+        [VIR_DOMAIN_NOSTATE] = "no state",     [VIR_DOMAIN_RUNNING] = "running",
+        [VIR_DOMAIN_BLOCKED] = "idle",         [VIR_DOMAIN_PAUSED] = "paused",
         [VIR_DOMAIN_SHUTDOWN] = "in shutdown", [VIR_DOMAIN_SHUTOFF] = "shut off",
-        [VIR_DOMAIN_CRASHED] = "crashed",    [VIR_DOMAIN_PMSUSPENDED] = "pmsuspended",
+        [VIR_DOMAIN_CRASHED] = "crashed",      [VIR_DOMAIN_PMSUSPENDED] = "pmsuspended",
     };
 
     return state >= 0 && (size_t)state < sizeof(names) / sizeof(names[0]) ? names[state]

@@ -6,6 +6,7 @@
 #include <libvirt/libvirt.h>
 
 #include "common/log.h"
+#include "split-migrate/driver.h"
 
 /**
  * virt_open() - connect, with keepalive messages
@@ -27,9 +28,19 @@ void virt_events_stop(void);
  */
 int virt_reason(struct reason *reason, int err, const char *role);
 
-/** virt_domain() - a domain by id, name or UUID, as virsh finds it. Return: 0 or -errno, @reason. */
+/** virt_domain() - a domain by id, name or UUID, as virsh finds it. Return: 0 or -errno, @reason.
+ */
 int virt_domain(virConnectPtr connect, const char *name, virDomainPtr *domain,
                 struct reason *reason);
+
+/**
+ * virt_job() - a domain's job statistics
+ * @domain: may be NULL
+ * @flags: of virDomainGetJobStats
+ * @progress: what is known is set, the phase is not
+ * Return: true if there is such a job.
+ */
+bool virt_job(virDomainPtr domain, unsigned flags, struct driver_progress *progress);
 
 /** virt_state() - libvirt's word for a domain's state: "running", "shut off", ... */
 const char *virt_state(int state);
