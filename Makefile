@@ -130,6 +130,7 @@ RUN = BUILD=$(B) tests/run
 INTEGRATION = $(wildcard tests/integration/test_*.py)
 E2E = $(wildcard tests/e2e/test_*.py)
 LAB = $(wildcard tests/lab/test_*.py)
+LIBVIRT = $(wildcard tests/libvirt/test_*.py)
 FUZZERS = $(patsubst tests/fuzz/%.c,$(B)-fuzz/%,$(wildcard tests/fuzz/fuzz_*.c))
 FUZZ_SECONDS ?= 60
 
@@ -158,6 +159,10 @@ check-e2e: deps  ## on the patched QEMU, under TCG (T=word: only tests with that
 check-lab: deps  ## in a virtual machine with real KVM
 	@$(MAKE) --no-print-directory -j$$(nproc) tools
 	@QEMU=$$(qemu-patches/build.sh) && export QEMU && $(RUN) $(if $(T),--filter $(T)) $(LAB)
+
+check-libvirt: deps  ## two libvirtd and two sub-hosts in namespaces, on the patched QEMU under TCG
+	@$(MAKE) --no-print-directory -j$$(nproc) tools
+	@QEMU=$$(qemu-patches/build.sh) && export QEMU && $(RUN) $(if $(T),--filter $(T)) $(LIBVIRT)
 
 check-asan: deps  ## unit and integration tests under ASan and UBSan
 	@$(MAKE) --no-print-directory -j$$(nproc) SAN=asan tools unit
@@ -230,6 +235,6 @@ help:  ## print the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## \(.*\)/  \1\t\2/p' Makefile | expand -t 22
 
 .PHONY: all tools deps build-deps qemu check unit check-unit check-integration check-e2e check-lab \
-        check-asan check-tsan lint fuzz fuzzers demo bench-migrate bench-sparse bench-mover install clean help
+        check-libvirt check-asan check-tsan lint fuzz fuzzers demo bench-migrate bench-sparse bench-mover install clean help
 .SECONDARY:
 -include $(shell find $(B) $(B)-fuzz -name '*.d' 2>/dev/null)
