@@ -314,6 +314,16 @@ static unsigned driver_flags(const struct driver_config *config)
            (config->unsafe ? VIR_MIGRATE_UNSAFE : 0u);
 }
 
+/* The sentence of a migration that failed: of two hosts' messages the destination's tells more. */
+static int driver_failure(struct reason *reason)
+{
+    static const char marker[] = "Message from the destination host: ";
+    const char *there = strstr(virGetLastErrorMessage(), marker);
+
+    return there ? virt_sentence(reason, -EIO, "destination libvirt", there + strlen(marker))
+                 : virt_reason(reason, -EIO, "libvirt");
+}
+
 static void *driver_thread(void *opaque)
 {
     struct driver_libvirt *d = opaque;
@@ -344,7 +354,7 @@ static void *driver_thread(void *opaque)
     }
     bool aborted = !moved && virGetLastErrorCode() == VIR_ERR_OPERATION_ABORTED;
     if (!moved) {
-        err = virt_reason(&reason, -EIO, "libvirt");
+        err = driver_failure(&reason);
     } else {
         virDomainFree(moved);
     }

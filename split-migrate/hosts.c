@@ -78,7 +78,7 @@ static void pager_event(void *opaque, const char *name, const json_t *data)
     if (strcmp(name, "OUTGOING_FAILED") == 0 || strcmp(name, "INCOMING_FAILED") == 0) {
         snprintf(pager->failed, sizeof(pager->failed), "%s", why ? why : "no reason was given");
     } else if (strcmp(name, "GUEST_GONE") == 0) {
-        snprintf(pager->failed, sizeof(pager->failed), "the guest's QEMU has ended");
+        snprintf(pager->failed, sizeof(pager->failed), HOSTS_GUEST_GONE);
     }
 }
 

@@ -17,6 +17,7 @@
 
 #define HOSTS_CALL_MS 20000
 #define HOSTS_TICKET_LEN 33
+#define HOSTS_GUEST_GONE "the guest's QEMU has ended"
 #define HOSTS_EXPORT_LEN 512
 
 struct pager {

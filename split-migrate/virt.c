@@ -5,6 +5,7 @@
 #include <libvirt/virterror.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -66,22 +67,22 @@ void virt_events_stop(void)
     }
 }
 
-int virt_reason(struct reason *reason, int err, const char *role)
+int virt_sentence(struct reason *reason, int err, const char *role, const char *message)
 {
     char text[REASON_LEN];
 
-    reason_set(reason, err, "%s: %s", role, virGetLastErrorMessage());
-    if (!reason) {
-        return err;
-    }
     /* libvirt appends what QEMU wrote, over several lines */
-    memcpy(text, reason->text, sizeof(text));
-    text[strcspn(text, "\r\n")] = '\0';
+    snprintf(text, sizeof(text), "%.*s", (int)strcspn(message, "\r\n"), message);
     size_t length = strlen(text);
     while (length && strchr(". :", text[length - 1])) {
         text[--length] = '\0';
     }
-    return reason_set(reason, err, "%s", text);
+    return reason_set(reason, err, "%s: %s", role, text);
+}
+
+int virt_reason(struct reason *reason, int err, const char *role)
+{
+    return virt_sentence(reason, err, role, virGetLastErrorMessage());
 }
 
 int virt_open(virConnectPtr *connect, const char *uri, const char *role, struct reason *reason)

@@ -28,6 +28,9 @@ void virt_events_stop(void);
  */
 int virt_reason(struct reason *reason, int err, const char *role);
 
+/** virt_sentence() - the first line of @message after "@role: ". Return: @err. */
+int virt_sentence(struct reason *reason, int err, const char *role, const char *message);
+
 /** virt_domain() - a domain by id, name or UUID, as virsh finds it. Return: 0 or -errno, @reason.
  */
 int virt_domain(virConnectPtr connect, const char *name, virDomainPtr *domain,

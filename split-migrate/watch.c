@@ -93,7 +93,10 @@ static int watch_failed(struct move *move, const char *otherwise, struct reason 
     if (move->main_pager.client) {
         control_poll(move->main_pager.client);
     }
-    if (move->main_pager.failed[0]) {
+    /* libvirt ends the destination's QEMU when it gives up: it knows why, the pager does not. */
+    bool ended = move->driver->ops->manages && move->last.error[0] &&
+                 strcmp(move->main_pager.failed, HOSTS_GUEST_GONE) == 0;
+    if (move->main_pager.failed[0] && !ended) {
         why = move->main_pager.failed;
     } else if (move->source_pager.failed[0] &&
                (!by_qemu(move->source_pager.failed) || !move->last.error[0])) {

@@ -80,7 +80,7 @@ def finish(process, status, says):
 def test_domjobabort(bed, guest):
     process = moving(bed, guest)
     bed.source.virsh("domjobabort", "g1")
-    finish(process, 1, "^error: the migration failed: .*")
+    finish(process, 1, "^error: the migration failed: libvirt: .*cancel")
     still_at_source(bed, guest)
 
 

@@ -434,6 +434,7 @@ class Testbed:
 
 def main(test, **arguments):
     """Run a test function with a test bed; the process's exit status says how it went."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     try:
         with Testbed(**arguments) as bed:
             test(bed)
