@@ -117,8 +117,9 @@ def test_whole(bed, guest):
     bed.main.virsh("restore", "/run/guest/g2.save")
     guest.expect_sweep(60)
     goes_on(guest)
+    # From a third host, to which both libvirts and both pagers are remote.
     status, out, err = bed.run("-c", bed.main.uri, "migrate", "--profile", "0", "--live", "--dname", "g1",
-                               "--policy", bed.policy(BUDGET), "g2", bed.source.uri)
+                               "--policy", bed.policy(BUDGET), "g2", bed.source.uri, on=bed.subhosts[1])
     if status:
         raise Failure("a move back: %d %s%s" % (status, out, err))
     guest.name = "g1"

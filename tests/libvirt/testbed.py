@@ -398,13 +398,13 @@ class Testbed:
             file.write("\n".join(lines) + "\n")
         return path
 
-    def command(self, *argv, env=None):
-        """Start split-migrate on the source host; the Popen with pipes."""
-        return self.source.popen([program("split-migrate")] + list(argv), stdout=subprocess.PIPE,
+    def command(self, *argv, env=None, on=None):
+        """Start split-migrate, on the source host if nothing else is said; the Popen with pipes."""
+        return (on or self.source).popen([program("split-migrate")] + list(argv), stdout=subprocess.PIPE,
                                  stderr=subprocess.PIPE, env=dict(os.environ, **(env or {})))
 
-    def run(self, *argv, seconds=180, env=None):
-        process = self.command(*argv, env=env)
+    def run(self, *argv, seconds=180, env=None, on=None):
+        process = self.command(*argv, env=env, on=on)
         out, err = process.communicate(timeout=seconds)
         return process.returncode, out, err
 
