@@ -104,7 +104,10 @@ void room_freed(struct engine *engine, unsigned n)
         log_info("page-out makes room again");
     }
     limit -= (n + 1) / 2;
-    atomic_store_explicit(&engine->limit, limit < budget ? budget : limit, memory_order_relaxed);
+    if (limit < budget || resident <= budget) { /* once under the budget, never over it again */
+        limit = budget;
+    }
+    atomic_store_explicit(&engine->limit, limit, memory_order_relaxed);
     pthread_mutex_unlock(&engine->limit_lock);
     if (atomic_load_explicit(&engine->parked, memory_order_acquire)) {
         fault_kick(engine);

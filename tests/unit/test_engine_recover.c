@@ -31,7 +31,7 @@ static int setup(void **state)
     struct layout_block *block = &fixture->layout.block[0];
     struct reason reason;
 
-    strcpy(block->idstr, "ram");
+    snprintf(block->idstr, sizeof(block->idstr), "ram");
     block->hva = 0x7f0000000000;
     block->size = N_PAGES * PAGE_BYTES;
     block->page_size = PAGE_BYTES;
