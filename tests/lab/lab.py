@@ -38,7 +38,7 @@ def start(qemu, tests, limit):
     kernel, initrd = build(qemu)
     return subprocess.Popen([
         qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-        "-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm", "-smp", "2", "-m", str(MEMORY_MIB),
+        "-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm", "-smp", "3", "-m", str(MEMORY_MIB),
         "-kernel", kernel, "-initrd", initrd, "-serial", "stdio",
         "-append", "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable no_timer_check nowatchdog "
                    "lab.tests=%s lab.limit=%d" % (",".join(tests), limit)],

@@ -7,7 +7,7 @@ from cluster import Failure, MIB, memfd_blocks, wait_until
 
 # Small, because each page fault takes a world switch that is emulated. The guest's kernel adds some
 # 60 MiB to what is filled.
-RAM, FILL, BUDGET = 160 * MIB, 48 * MIB, 32 * MIB
+RAM, FILL, BUDGET = 144 * MIB, 40 * MIB, 28 * MIB
 SLACK = 2 * MIB
 
 
@@ -23,7 +23,7 @@ def split(cluster):
         cluster.subhost(96 * MIB)
     source_pager, main_pager = cluster.pager("source"), cluster.pager("main")
     source = cluster.guest("src", source_pager, RAM, accel="kvm", smp=2,
-                           append="memguest.size=%d memguest.rate=500 memguest.hot=20" % FILL)
+                           append="memguest.size=%d memguest.rate=100 memguest.hot=20" % FILL)
     source.wait_log("memguest: ready", 120)
     destination = cluster.guest("dst", main_pager, RAM, accel="kvm", smp=2, incoming=True)
     need_kvm(source)
@@ -46,16 +46,18 @@ def sweep(guest, seconds=120, during=None):
         nonlocal most
         guest.drain()
         most = max(most, memfd_blocks(fd))
-        if during:
+        match = re.search(r"sweep done pages=(\d+) errors=(\d+) ms=(\d+)", guest.log_text()[start:])
+        if not match and guest.daemon.process.poll() is not None:
+            raise Failure("QEMU ended during the guest's sweep")
+        if not match and during:
             during()
-        return re.search(r"sweep done pages=(\d+) errors=(\d+) ms=(\d+)", guest.log_text()[start:])
+        return match
 
     guest.say("sweep")
     try:
         pages, errors, took = map(int, wait_until("the guest's sweep", seconds, look).groups())
-    except Failure as failure:
-        raise Failure("%s\nthe pager says: %s\nthe console ends:\n%s" % (
-            failure, guest.pager.guest(guest.uuid), guest.log_text()[-1500:])) from None
+    except (Failure, KeyboardInterrupt) as failure:
+        raise Failure("%s; its console ends:\n%s" % (failure, guest.log_text()[-3000:])) from None
     print("sweep: %d pages in %d ms, at most %d KiB resident" % (pages, took, most // 1024), flush=True)
     if errors or pages * 4096 != FILL:
         raise Failure("a sweep of %d pages found %d wrong\n%s" % (pages, errors, guest.log_text()[-1500:]))
