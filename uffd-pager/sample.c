@@ -219,6 +219,11 @@ int sample_clear(const struct layout *layout, int uffd)
         if (err < 0 && err != -EINVAL) { /* EINVAL: nobody has ever used this userfaultfd */
             return err;
         }
+        /*
+         * UFFDIO_UNREGISTER wakes who waits only where MISSING was registered (fs/userfaultfd.c,
+         * userfaultfd_unregister): a MINOR fault that nobody has answered would wait for ever.
+         */
+        uffd_wake(uffd, layout->block[i].hva, layout->block[i].size);
     }
     return 0;
 }

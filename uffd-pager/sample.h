@@ -35,7 +35,7 @@ unsigned sample_periods(const struct sample *sample);
 /** sample_accessed() - chunks seen accessed since the start */
 uint64_t sample_accessed(const struct sample *sample);
 
-/** sample_stop() - unregister (which wakes whoever waits), stop, free */
+/** sample_stop() - unregister, wake whoever waits, stop, free */
 void sample_stop(struct sample *sample);
 
 /**

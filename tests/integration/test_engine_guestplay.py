@@ -88,6 +88,10 @@ def move(cluster, source, target, here, there):
     subhosts = subhost_arguments(cluster, regions)
     arrival, departure = Control(target.control_path, 60), Control(source.control_path, 60)
     here("go")
+    for _ in range(3):  # its end must leave no fault without an answer, whenever it comes
+        departure.call("outgoing-profile", uuid=cluster.uuid, seconds=1, period_ms=5)
+        here("halt")
+        here("go")
     profile = departure.call("outgoing-profile", uuid=cluster.uuid, seconds=1, period_ms=200)
     if profile["periods"] < 2 or not 0 < profile["chunks_accessed"] <= 40:
         raise Failure("profile: %s" % profile)
