@@ -17,15 +17,15 @@ def need_kvm(guest):
         raise Failure("%s does not run under KVM: %s" % (guest.name, answer))
 
 
-def split(cluster):
+def split(cluster, smp=2, extra=()):
     """Start a guest, split it live; returns the main host's pager and the guest there."""
     for _ in range(2):
         cluster.subhost(96 * MIB)
     source_pager, main_pager = cluster.pager("source"), cluster.pager("main")
-    source = cluster.guest("src", source_pager, RAM, accel="kvm", smp=2,
+    source = cluster.guest("src", source_pager, RAM, accel="kvm", smp=smp, extra=extra,
                            append="memguest.size=%d memguest.rate=100 memguest.hot=20" % FILL)
     source.wait_log("memguest: ready", 120)
-    destination = cluster.guest("dst", main_pager, RAM, accel="kvm", smp=2, incoming=True)
+    destination = cluster.guest("dst", main_pager, RAM, accel="kvm", smp=smp, extra=extra, incoming=True)
     need_kvm(source)
     need_kvm(destination)
     result = cluster.migrate(source, destination, cluster.policy(BUDGET))
