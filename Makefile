@@ -141,7 +141,7 @@ check: deps  ## all tests; closes with `N passed, N failed, N skipped`
 	@$(MAKE) --no-print-directory -j$$(nproc) SAN=tsan tools unit
 	@QEMU=$$(qemu-patches/build.sh) && export QEMU && $(RUN) --jobs 1 \
 	    tests/lint.sh $(UNIT_TESTS) $(INTEGRATION) tests/check_asan.sh tests/check_tsan.sh \
-	    $(wildcard tests/fuzz/test_*.sh) $(E2E) $(LAB)
+	    $(wildcard tests/fuzz/test_*.sh) $(E2E) $(LIBVIRT) $(LAB)
 
 unit: $(UNIT_TESTS)
 
