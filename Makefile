@@ -5,6 +5,8 @@
 #   V=1           show the commands        B=dir       build folder (default: build)
 #   CC=clang      another compiler         SAN=asan    or tsan: sanitizer build in build-asan, build-tsan
 
+.DEFAULT_GOAL := all
+
 SAN ?=
 B ?= build$(if $(SAN),-$(SAN))
 CC = gcc
