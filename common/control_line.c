@@ -72,13 +72,8 @@ static int control_line_room(struct control_line *line)
 static int control_line_wait(int fd, uint64_t deadline_us)
 {
     struct pollfd pfd = {.fd = fd, .events = POLLIN};
-    int timeout = -1;
+    int n = poll(&pfd, 1, units_timeout_ms(deadline_us));
 
-    if (deadline_us != UINT64_MAX) {
-        uint64_t now = units_now_us();
-        timeout = deadline_us > now ? (int)((deadline_us - now) / 1000 + 1) : 0;
-    }
-    int n = poll(&pfd, 1, timeout);
     if (n < 0) {
         return errno == EINTR ? 0 : -errno;
     }

@@ -241,13 +241,9 @@ static int endpoint_connect_address(int family, const struct sockaddr *address, 
     }
     int err = connect(fd, address, length) < 0 ? errno : 0;
     if (err == EINPROGRESS || err == EAGAIN) {
-        uint64_t now = units_now_us();
-        int wait = deadline_us == UINT64_MAX ? -1
-                   : deadline_us > now       ? (int)((deadline_us - now) / 1000 + 1)
-                                             : 0;
         struct pollfd pfd = {.fd = fd, .events = POLLOUT};
         socklen_t size = sizeof(err);
-        if (err == EINPROGRESS && poll(&pfd, 1, wait) > 0) {
+        if (err == EINPROGRESS && poll(&pfd, 1, units_timeout_ms(deadline_us)) > 0) {
             getsockopt(fd, SOL_SOCKET, SO_ERROR, &err, &size);
         } else {
             err = ETIMEDOUT;

@@ -14,13 +14,8 @@
 static int handoff_wait(int fd, short events, uint64_t deadline_us)
 {
     struct pollfd pfd = {.fd = fd, .events = events};
-    int timeout = -1;
+    int n = poll(&pfd, 1, units_timeout_ms(deadline_us));
 
-    if (deadline_us != UINT64_MAX) {
-        uint64_t now = units_now_us();
-        timeout = deadline_us > now ? (int)((deadline_us - now) / 1000 + 1) : 0;
-    }
-    int n = poll(&pfd, 1, timeout);
     if (n < 0 && errno != EINTR) {
         return -errno;
     }

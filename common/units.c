@@ -3,6 +3,7 @@
 
 #include <ctype.h>
 #include <errno.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -142,4 +143,17 @@ uint64_t units_now_us(void)
 
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
+}
+
+int units_timeout_ms(uint64_t deadline_us)
+{
+    if (deadline_us == UINT64_MAX) {
+        return -1;
+    }
+    uint64_t now = units_now_us();
+    if (deadline_us <= now) {
+        return 0;
+    }
+    uint64_t left = (deadline_us - now) / 1000 + 1;
+    return left < INT_MAX ? (int)left : INT_MAX;
 }

@@ -45,4 +45,11 @@ void units_random(void *buffer, size_t size);
 /** units_now_us() - CLOCK_MONOTONIC in microseconds */
 uint64_t units_now_us(void);
 
+/**
+ * units_timeout_ms() - what is left until @deadline_us, as poll(2) takes it
+ * @deadline_us: of units_now_us(); UINT64_MAX: none
+ * Return: at least 1 ms before the deadline, 0 after it, -1 for none.
+ */
+int units_timeout_ms(uint64_t deadline_us);
+
 #endif

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include <errno.h>
+#include <limits.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -76,6 +77,18 @@ static void uuids_go_round(void **state)
     }
 }
 
+static void timeouts_end_with_their_deadline(void **state)
+{
+    uint64_t now = units_now_us();
+
+    (void)state;
+    assert_int_equal(units_timeout_ms(UINT64_MAX), -1);
+    assert_int_equal(units_timeout_ms(0), 0);
+    assert_int_equal(units_timeout_ms(now), 0);
+    assert_in_range(units_timeout_ms(now + 3600000000u), 1, 3600001);
+    assert_int_equal(units_timeout_ms(UINT64_MAX - 1), INT_MAX);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -83,6 +96,7 @@ int main(void)
         cmocka_unit_test(bad_sizes_are_refused),
         cmocka_unit_test(sizes_are_formatted),
         cmocka_unit_test(uuids_go_round),
+        cmocka_unit_test(timeouts_end_with_their_deadline),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
