@@ -142,6 +142,12 @@ static inline bool is_busy(const struct chunk *chunk)
     return chunk->readers || chunk->writers;
 }
 
+/**
+ * pages_reconcile() - make the bits and the memory of files that were found agree (region_adopt())
+ * Nobody else has the region yet.  Return: 0 and the bytes stored, or -errno.
+ */
+int pages_reconcile(struct region *region, uint64_t *stored);
+
 static inline struct slice whole_chunk(const struct slice *slice)
 {
     struct slice whole = *slice;

@@ -21,7 +21,7 @@ int main(int argc, char **argv)
     if (options.verbose) {
         log_init("subhost-server", LOG_LEVEL_DEBUG);
     }
-    if (server_run(&options, &reason)) {
+    if (options.forget ? server_forget(&options, &reason) : server_run(&options, &reason)) {
         log_error("%s", reason.text);
         return EXIT_FAILURE;
     }

@@ -20,6 +20,8 @@ enum {
     OPT_LISTEN,
     OPT_CONTROL,
     OPT_PLAINTEXT,
+    OPT_STATE_DIR,
+    OPT_FORGET,
     OPT_PIDFILE,
     OPT_MAX_CONNECTIONS,
     OPT_SPIN_US,
@@ -40,6 +42,8 @@ static const struct row {
     {OPT_LISTEN, "listen", "ADDR", "serve pages here; repeatable (" DEFAULT_LISTEN ")"},
     {OPT_CONTROL, "control", "ADDR", "be controlled here; repeatable (" DEFAULT_CONTROL ")"},
     {OPT_PLAINTEXT, "plaintext", NULL, "allow addresses that other hosts can reach, without TLS"},
+    {OPT_STATE_DIR, "state-dir", "DIR", "keep regions in this directory on tmpfs when the server ends"},
+    {OPT_FORGET, "forget", NULL, "free the regions in --state-dir that a server left there, and exit"},
     {OPT_PIDFILE, "pidfile", "FILE", "write the process id when ready to serve"},
     {OPT_MAX_CONNECTIONS, "max-connections", "N", "connections per listening address (256)"},
     {OPT_SPIN_US, "spin-us", "N", "look for the next request so long before sleeping (0)"},
@@ -115,6 +119,12 @@ static int apply(struct options *options, int id, const char *value, struct reas
     case OPT_PLAINTEXT:
         options->plaintext = true;
         return 0;
+    case OPT_STATE_DIR:
+        options->state_dir = value;
+        return *value ? 0 : reason_set(reason, -EINVAL, "--state-dir needs the name of a directory");
+    case OPT_FORGET:
+        options->forget = true;
+        return 0;
     case OPT_PIDFILE:
         options->pidfile = value;
         return *value ? 0 : reason_set(reason, -EINVAL, "--pidfile needs the name of a file");
@@ -153,6 +163,11 @@ static int finish(struct options *options, struct reason *reason)
 {
     int err = 0;
 
+    if (options->forget) {
+        return options->state_dir ? 0
+                                  : reason_set(reason, -EINVAL,
+                                               "--forget needs --state-dir: where the regions are");
+    }
     if (!options->memory) {
         return reason_set(reason, -EINVAL, "--memory is required: how much memory to lend");
     }

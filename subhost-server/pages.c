@@ -31,6 +31,10 @@
  * Fresh pages are populated by a system call, which can fail, and not by a page fault,
  * which would kill us when memory is short.
  *
+ * A region in files (statedir.h) may be taken up again after its server was killed at any
+ * point: a page is what has memory, exists and is stored.  So bits that say less come
+ * before memory goes, and exists comes after the contents.
+ *
  * Locks: chunk c is guarded by locks[c % N_LOCKS]; a thread holds one at a
  * time, and takes the quota's lock inside it.
  */
@@ -40,6 +44,7 @@
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "common/nbd.h"
 #include "common/racy.h"
@@ -335,12 +340,13 @@ static int clear_slice(struct region *region, struct slice *slice, bool exist)
             clear_stored(region, slice, false);
         }
         chunk->sweep |= !exist;
-    } else if (stored) {
-        punch(region, slice);
-        set_stored(slice, false);
-        quota_uncharge(&region->claim, stored * PAGE_BYTES);
     }
     set_exist(slice, exist);
+    if (stored && !is_busy(chunk)) {
+        set_stored(slice, false); /* before the memory goes: what is left by a kill is no page */
+        punch(region, slice);
+        quota_uncharge(&region->claim, stored * PAGE_BYTES);
+    }
     pthread_mutex_unlock(lock);
     return 0;
 }
@@ -462,5 +468,73 @@ int region_status(struct region *region, bool strict, uint64_t offset, uint32_t 
     if (total > length) {
         extents[*n - 1].length -= total - length;
     }
+    return 0;
+}
+
+/* ---- taking files up again ---- */
+
+/* No memory behind pages [page, end): those that should have some do not exist. */
+static uint64_t reconcile_hole(struct region *region, uint64_t page, uint64_t end)
+{
+    struct slice slice;
+    uint64_t lost = 0;
+
+    while (slice_next(region->chunks, &page, end, &slice)) {
+        for (unsigned w = words_first(&slice); w < words_end(&slice); w++) {
+            uint64_t *stored = &slice.chunk->stored[w];
+            uint64_t bad = *stored & word_mask(w, slice.first, slice.end);
+            lost += (unsigned)__builtin_popcountll(bad & slice.chunk->exists[w]);
+            slice.chunk->exists[w] &= ~bad;
+            *stored &= ~bad;
+        }
+    }
+    return lost;
+}
+
+/* There is memory behind pages [page, end): it is freed where no page is. Return: pages that are. */
+static uint64_t reconcile_data(struct region *region, uint64_t page, uint64_t end)
+{
+    uint64_t n = 0;
+
+    for (; page < end; page++) {
+        struct slice slice = slice_of_page(region->chunks, page);
+        if (get_bit(slice.chunk->exists, slice.first) && get_bit(slice.chunk->stored, slice.first)) {
+            n++;
+        } else {
+            set_stored(&slice, false);
+            punch(region, &slice);
+        }
+    }
+    return n;
+}
+
+int pages_reconcile(struct region *region, uint64_t *stored)
+{
+    uint64_t n = 0, lost = 0;
+    off_t at = 0, size = (off_t)region->size;
+
+    for (uint64_t i = 0; i < region->n_chunks; i++) {
+        region->chunks[i].readers = region->chunks[i].writers = 0;
+        region->chunks[i].sweep = false;
+    }
+    while (at < size) {
+        off_t data = lseek(region->fd, at, SEEK_DATA);
+        if (data < 0 && errno != ENXIO) {
+            return -errno;
+        }
+        data = data < 0 ? size : data;
+        off_t hole = data < size ? lseek(region->fd, data, SEEK_HOLE) : size;
+        if (hole < 0) {
+            return -errno;
+        }
+        lost += reconcile_hole(region, (uint64_t)at / PAGE_BYTES, (uint64_t)data / PAGE_BYTES);
+        n += reconcile_data(region, (uint64_t)data / PAGE_BYTES, (uint64_t)hole / PAGE_BYTES);
+        at = hole;
+    }
+    if (lost) {
+        log_error("%llu pages of a region have lost their memory: they do not exist any more",
+                  (unsigned long long)lost);
+    }
+    *stored = n * PAGE_BYTES;
     return 0;
 }

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -13,11 +14,26 @@
 #include "common/units.h"
 #include "subhost-server/chunk.h"
 
-static int map_region(struct region *region)
+static int open_at(const struct region_place *place, const char *suffix, bool fresh)
 {
-    region->fd = memfd_create("subhost-region", MFD_CLOEXEC);
-    if (region->fd < 0 || ftruncate(region->fd, (off_t)region->size) < 0) {
+    char name[256];
+
+    snprintf(name, sizeof(name), "%s%s", place->name, suffix);
+    return openat(place->dir, name, O_RDWR | O_CLOEXEC | O_NOFOLLOW | (fresh ? O_CREAT | O_EXCL : 0),
+                  0600);
+}
+
+static int map_pages(struct region *region, const struct region_place *place, bool adopt)
+{
+    struct stat st;
+
+    region->fd = place ? open_at(place, REGION_PAGES, !adopt)
+                       : memfd_create("subhost-region", MFD_CLOEXEC);
+    if (region->fd < 0 || (!adopt && ftruncate(region->fd, (off_t)region->size) < 0)) {
         return -errno;
+    }
+    if (fstat(region->fd, &st) < 0 || (uint64_t)st.st_size != region->size) {
+        return -EINVAL;
     }
     void *memory = mmap(NULL, region->size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
                         region->fd, 0);
@@ -27,6 +43,41 @@ static int map_region(struct region *region)
     region->memory = memory;
     madvise(memory, region->size, MADV_DONTDUMP);
     madvise(memory, region->size, MADV_NOHUGEPAGE); /* a huge page would not match the accounting */
+    return 0;
+}
+
+/* All of a file's chunks are allocated now: later there would be a SIGBUS if memory were short. */
+static int map_chunks_at(struct region *region, const struct region_place *place, bool adopt)
+{
+    size_t size = region->n_chunks * sizeof(struct chunk);
+    void *chunks = MAP_FAILED;
+    struct stat st;
+    int err = 0;
+    int fd = open_at(place, REGION_BITS, !adopt);
+
+    if (fd < 0) {
+        return -errno;
+    }
+    if ((!adopt && fallocate(fd, 0, 0, (off_t)size) < 0) || fstat(fd, &st) < 0) {
+        err = -errno;
+    } else if ((uint64_t)st.st_size != size) {
+        err = -EINVAL;
+    } else {
+        chunks = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        err = chunks == MAP_FAILED ? -errno : 0;
+    }
+    close(fd);
+    region->chunks = err ? NULL : chunks;
+    return err;
+}
+
+static int map_region(struct region *region, const struct region_place *place, bool adopt)
+{
+    int err = map_pages(region, place, adopt);
+
+    if (err || place) {
+        return err ? err : map_chunks_at(region, place, adopt);
+    }
     void *chunks = mmap(NULL, region->n_chunks * sizeof(struct chunk), PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (chunks == MAP_FAILED) {
@@ -36,8 +87,9 @@ static int map_region(struct region *region)
     return 0;
 }
 
-int region_new(struct region **result, struct quota *quota, uint64_t size, uint64_t reserve,
-               uint64_t limit, struct reason *reason)
+static int make(struct region **result, struct quota *quota, uint64_t size, uint64_t reserve,
+                uint64_t limit, const struct region_place *place, bool adopt,
+                struct reason *reason)
 {
     if (size == 0 || size % PAGE_BYTES || size > REGION_MAX_SIZE) {
         return reason_set(reason, -EINVAL, "a region's size must be a multiple of 4 KiB up to 64 TiB");
@@ -59,12 +111,51 @@ int region_new(struct region **result, struct quota *quota, uint64_t size, uint6
     int err = quota_claim_open(quota, &region->claim, reserve < size ? reserve : size,
                                limit < size ? limit : size, reason);
     if (!err) {
-        err = map_region(region);
+        err = map_region(region, place, adopt);
         if (err) {
             reason_set(reason, err, "cannot map a region: %s", strerror(-err));
         }
-        if (err && err != -ENOMEM) {
+        if (err && err != -ENOMEM && !adopt) {
             err = -ENOMEM;
+        }
+    }
+    if (err) {
+        region_unref(region);
+        return err;
+    }
+    *result = region;
+    return 0;
+}
+
+int region_new(struct region **result, struct quota *quota, uint64_t size, uint64_t reserve,
+               uint64_t limit, struct reason *reason)
+{
+    return make(result, quota, size, reserve, limit, NULL, false, reason);
+}
+
+int region_new_at(struct region **result, struct quota *quota, uint64_t size, uint64_t reserve,
+                  uint64_t limit, const struct region_place *place, struct reason *reason)
+{
+    return make(result, quota, size, reserve, limit, place, false, reason);
+}
+
+int region_adopt(struct region **result, struct quota *quota, uint64_t size, uint64_t reserve,
+                 uint64_t limit, const struct region_place *place, struct reason *reason)
+{
+    struct region *region;
+    uint64_t stored = 0;
+    int err = make(&region, quota, size, reserve, limit, place, true, reason);
+
+    if (err) {
+        return err;
+    }
+    err = pages_reconcile(region, &stored);
+    if (err) {
+        reason_set(reason, err, "its pages cannot be looked through: %s", strerror(-err));
+    } else {
+        err = quota_charge(&region->claim, stored);
+        if (err) {
+            reason_set(reason, err, "there is no room for what it stores");
         }
     }
     if (err) {

@@ -30,6 +30,26 @@ struct region;
 int region_new(struct region **region, struct quota *quota, uint64_t size, uint64_t reserve,
                uint64_t limit, struct reason *reason);
 
+/* Where a region's files are, so that it outlives this process (statedir.h). */
+#define REGION_PAGES ".pages"
+#define REGION_BITS ".bits"
+struct region_place {
+    int dir;
+    const char *name;
+};
+
+/** region_new_at() - the same, in files at @place, which must not exist; they are not removed with it */
+int region_new_at(struct region **region, struct quota *quota, uint64_t size, uint64_t reserve,
+                  uint64_t limit, const struct region_place *place, struct reason *reason);
+
+/**
+ * region_adopt() - take up the files of a region whose server has ended, perhaps in the middle of anything
+ * What was acknowledged is there; pages that were being written or freed are freed.
+ * Return: 0; -EINVAL (the files do not fit), -ENOSPC (the quota has no room) with @reason.
+ */
+int region_adopt(struct region **region, struct quota *quota, uint64_t size, uint64_t reserve,
+                 uint64_t limit, const struct region_place *place, struct reason *reason);
+
 /** region_ref()/region_unref() - the last reference frees it */
 struct region *region_ref(struct region *region);
 void region_unref(struct region *region);

@@ -181,7 +181,50 @@ static void stop(struct server *server)
     }
     unlink_sockets(server->data, server->n_data);
     server->n_data = 0;
+    unsigned kept = server->store.state ? store_count_kept(&server->store) : 0;
     store_destroy(&server->store);
+    if (server->store.state) {
+        if (kept) {
+            log_info("%u regions stay in %s for the next server; --forget frees them", kept,
+                     server->state.path);
+        }
+        statedir_close(&server->state);
+    }
+}
+
+/* Find the regions of an earlier server before anybody can ask for them. */
+static int start_state(struct server *server, struct reason *reason)
+{
+    const struct options *options = server->options;
+    char lent[32], room[32];
+
+    if (!options->state_dir) {
+        log_info("regions end with this process: --state-dir would keep them");
+        return 0;
+    }
+    int err = statedir_open(&server->state, options->state_dir, reason);
+    if (err) {
+        return err;
+    }
+    server->store.state = &server->state;
+    if (statedir_room(&server->state) < options->memory) {
+        log_warn("--memory is %s, but %s holds only %s: mount it with size=%s and a little more",
+                 units_format_size(options->memory, lent, sizeof(lent)), options->state_dir,
+                 units_format_size(statedir_room(&server->state), room, sizeof(room)), lent);
+    }
+    return store_adopt(&server->store, reason);
+}
+
+int server_forget(const struct options *options, struct reason *reason)
+{
+    struct statedir state;
+    int err = statedir_open(&state, options->state_dir, reason);
+
+    if (!err) {
+        log_info("%u regions in %s are freed", statedir_forget(&state), options->state_dir);
+        statedir_close(&state);
+    }
+    return err;
 }
 
 /* Signals are taken by sigwait() only; they are blocked before any thread starts. */
@@ -225,6 +268,9 @@ int server_run(const struct options *options, struct reason *reason)
     warn_of_memory(options->memory);
 
     int err = options->exit_with_parent ? die_with_parent(reason) : 0;
+    if (!err) {
+        err = start_state(server, reason);
+    }
     if (!err) {
         err = start_data(server, reason);
     }

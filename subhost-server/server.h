@@ -8,11 +8,13 @@
 #include "common/log.h"
 #include "common/nbd_server.h"
 #include "subhost-server/options.h"
+#include "subhost-server/statedir.h"
 #include "subhost-server/store.h"
 
 struct server {
     const struct options *options;
     struct store store;
+    struct statedir state;
     struct endpoint data[OPTIONS_MAX_LISTEN]; /* with the ports the kernel chose */
     struct nbd_server *nbd[OPTIONS_MAX_LISTEN];
     unsigned n_data;
@@ -26,6 +28,9 @@ struct server {
  * Return: 0, or -errno with a sentence in @reason if it could not start.
  */
 int server_run(const struct options *options, struct reason *reason);
+
+/** server_forget() - --forget: free the regions in --state-dir; Return: 0 or -errno with @reason */
+int server_forget(const struct options *options, struct reason *reason);
 
 /** server_connections() - how many NBD connections there are */
 unsigned server_connections(const struct server *server);

@@ -5,6 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/units.h"
+#include "subhost-server/statedir.h"
+
 #define STRICT "/strict"
 
 void store_init(struct store *store, uint64_t memory)
@@ -83,6 +86,29 @@ static struct store_entry *entry_new(const struct store_request *request, struct
     return entry;
 }
 
+static void remove_files(struct store *store, const char *name)
+{
+    if (store->state) {
+        statedir_remove(store->state, name);
+    }
+}
+
+static int new_region(struct store *store, const struct store_request *request,
+                      struct region **region, struct reason *reason)
+{
+    if (!store->state) {
+        return region_new(region, &store->quota, request->size, request->reserve, request->limit,
+                          reason);
+    }
+    struct region_place place = {.dir = store->state->dir, .name = request->name};
+    int err = region_new_at(region, &store->quota, request->size, request->reserve,
+                            request->limit, &place, reason);
+    if (err) {
+        remove_files(store, request->name);
+    }
+    return err;
+}
+
 /* Caller holds the lock. */
 static int create_locked(struct store *store, const struct store_request *request,
                          struct reason *reason)
@@ -96,14 +122,14 @@ static int create_locked(struct store *store, const struct store_request *reques
     if (store->n_regions == STORE_MAX_REGIONS) {
         return reason_set(reason, -ENOSPC, "there are %u regions already", store->n_regions);
     }
-    int err = region_new(&region, &store->quota, request->size, request->reserve, request->limit,
-                         reason);
+    int err = new_region(store, request, &region, reason);
     if (err) {
         return err;
     }
     *link = entry_new(request, region);
     if (!*link) {
         region_unref(region);
+        remove_files(store, request->name);
         return reason_set(reason, -ENOMEM, "no memory for another region");
     }
     store->n_regions++;
@@ -133,7 +159,16 @@ int store_keep(struct store *store, const char *name, const char *ticket, struct
 
     pthread_mutex_lock(&store->lock);
     struct store_entry **link = find_checked(store, name, ticket, &err, reason);
-    if (link) {
+    if (link && store->state && (*link)->owner) {
+        const struct quota_claim *claim = region_claim((*link)->region);
+        struct statedir_entry kept = {.name = name,
+                                      .ticket = (*link)->ticket,
+                                      .size = region_size((*link)->region),
+                                      .reserve = claim->reserve,
+                                      .limit = claim->limit};
+        err = statedir_keep(store->state, &kept, reason);
+    }
+    if (link && !err) {
         (*link)->owner = NULL;
     }
     pthread_mutex_unlock(&store->lock);
@@ -150,6 +185,24 @@ static struct store_entry *take(struct store *store, struct store_entry **link)
     return entry;
 }
 
+/* Caller holds the lock: a region that is to go does not come back with another server. */
+static struct store_entry *doom(struct store *store, struct store_entry **link)
+{
+    struct store_entry *entry = take(store, link);
+
+    if (store->state) {
+        statedir_remove(store->state, entry->name);
+    }
+    return entry;
+}
+
+static void entry_free(struct store_entry *entry)
+{
+    region_unref(entry->region);
+    explicit_bzero(entry, sizeof(*entry));
+    free(entry);
+}
+
 /*
  * Nobody can find the region any more.  It is killed before its clients are cut
  * off, so that a client which is just being told of it can do nothing with it.
@@ -161,9 +214,7 @@ static void dispose(struct store *store, struct store_entry *entry)
         store->disconnect(store->opaque, entry->region);
     }
     log_info("region %s is deleted", entry->name);
-    region_unref(entry->region);
-    explicit_bzero(entry, sizeof(*entry));
-    free(entry);
+    entry_free(entry);
 }
 
 int store_delete(struct store *store, const char *name, const char *ticket, struct reason *reason)
@@ -172,7 +223,7 @@ int store_delete(struct store *store, const char *name, const char *ticket, stru
 
     pthread_mutex_lock(&store->lock);
     struct store_entry **link = find_checked(store, name, ticket, &err, reason);
-    struct store_entry *entry = link ? take(store, link) : NULL;
+    struct store_entry *entry = link ? doom(store, link) : NULL;
     pthread_mutex_unlock(&store->lock);
     if (entry) {
         dispose(store, entry);
@@ -180,7 +231,7 @@ int store_delete(struct store *store, const char *name, const char *ticket, stru
     return err;
 }
 
-/* Delete all entries of @owner; all there are if @every. */
+/* Delete all entries of @owner; all there are if @every, but for those that are to be found again. */
 static void delete_many(struct store *store, const void *owner, bool every)
 {
     struct store_entry *gone = NULL;
@@ -188,8 +239,10 @@ static void delete_many(struct store *store, const void *owner, bool every)
     pthread_mutex_lock(&store->lock);
     struct store_entry **link = &store->entries;
     while (*link) {
-        if (every || (*link)->owner == owner) {
-            struct store_entry *entry = take(store, link);
+        if (every && store->state && !(*link)->owner) {
+            entry_free(take(store, link));
+        } else if (every || (*link)->owner == owner) {
+            struct store_entry *entry = doom(store, link);
             entry->next = gone;
             gone = entry;
         } else {
@@ -214,6 +267,48 @@ void store_destroy(struct store *store)
     delete_many(store, NULL, true);
     quota_destroy(&store->quota);
     pthread_mutex_destroy(&store->lock);
+}
+
+static int adopt(void *to, const struct statedir_entry *kept, struct reason *reason)
+{
+    struct store *store = to;
+    struct region_place place = {.dir = store->state->dir, .name = kept->name};
+    struct store_request request = {.name = kept->name, .ticket = kept->ticket};
+    struct reason why = {""};
+    struct region *region;
+    char stored[32];
+
+    if (!word_is_valid(kept->name) || (*kept->ticket && !word_is_valid(kept->ticket))) {
+        return reason_set(reason, -EINVAL, "--state-dir: '%.100s' is no region's name or ticket",
+                          kept->name);
+    }
+    int err = region_adopt(&region, &store->quota, kept->size, kept->reserve, kept->limit, &place,
+                           &why);
+    if (err) {
+        return reason_set(reason, err,
+                          "region '%.80s' in %.80s cannot be taken up (give as much --memory as "
+                          "before, or free all regions with --forget): %.200s",
+                          kept->name, store->state->path, why.text);
+    }
+    struct store_entry *entry = entry_new(&request, region);
+    if (!entry) {
+        region_unref(region);
+        return reason_set(reason, -ENOMEM, "no memory for another region");
+    }
+    entry->next = store->entries;
+    store->entries = entry;
+    store->n_regions++;
+    log_info("region %s is taken up again: %s stored", kept->name,
+             units_format_size(atomic_load(&region_claim(region)->stored), stored, sizeof(stored)));
+    return 0;
+}
+
+int store_adopt(struct store *store, struct reason *reason)
+{
+    pthread_mutex_lock(&store->lock);
+    int err = store->state ? statedir_each(store->state, adopt, store, reason) : 0;
+    pthread_mutex_unlock(&store->lock);
+    return err;
 }
 
 int store_open(struct store *store, const char *name, size_t length, struct region **region,
@@ -259,6 +354,18 @@ unsigned store_count(struct store *store)
 {
     pthread_mutex_lock(&store->lock);
     unsigned n = store->n_regions;
+    pthread_mutex_unlock(&store->lock);
+    return n;
+}
+
+unsigned store_count_kept(struct store *store)
+{
+    unsigned n = 0;
+
+    pthread_mutex_lock(&store->lock);
+    for (const struct store_entry *entry = store->entries; entry; entry = entry->next) {
+        n += entry->owner == NULL;
+    }
     pthread_mutex_unlock(&store->lock);
     return n;
 }

@@ -35,12 +35,15 @@ struct store_entry {
     char ticket[STORE_WORD_MAX + 1]; /* "": none */
 };
 
+struct statedir;
+
 struct store {
     pthread_mutex_t lock;
     struct quota quota;
     struct store_entry *entries;
     unsigned n_regions;
     struct store_stats stats;
+    struct statedir *state; /* where regions are in files; NULL: nowhere, they end with us */
     /* Cut off the clients of a region; called without the lock. */
     void (*disconnect)(void *opaque, const struct region *region);
     void *opaque;
@@ -49,7 +52,13 @@ struct store {
 /** store_init() - an empty store that lends @memory bytes */
 void store_init(struct store *store, uint64_t memory);
 
-/** store_destroy() - delete all regions */
+/**
+ * store_adopt() - take up the regions of an earlier server from store->state
+ * Return: 0, or -errno with a sentence in @reason; then nothing was freed.
+ */
+int store_adopt(struct store *store, struct reason *reason);
+
+/** store_destroy() - delete all regions, but for kept ones that are in files */
 void store_destroy(struct store *store);
 
 struct store_request {
@@ -83,6 +92,9 @@ int store_open(struct store *store, const char *name, size_t length, struct regi
 /** store_each() - call @visit for each region, with the lock held */
 void store_each(struct store *store, void (*visit)(void *to, const struct store_entry *entry),
                 void *to);
+
+/** store_count_kept() - how many regions are not transient */
+unsigned store_count_kept(struct store *store);
 
 /** store_count() - how many regions there are */
 unsigned store_count(struct store *store);

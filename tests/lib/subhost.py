@@ -66,18 +66,30 @@ class Subhost:
         self.pidfile = os.path.join(self.folder, "pid")
         self.lines = []
         self.changed = threading.Condition()
-        words = [SERVER, "--memory", memory, "--listen", self.unix, "--listen", "tcp:127.0.0.1:0",
+        self.words = [SERVER, "--memory", memory, "--listen", self.unix, "--listen", "tcp:127.0.0.1:0",
                  "--control", self.control_address, "--pidfile", self.pidfile, "--exit-with-parent"]
-        self.process = subprocess.Popen(words + list(options), stderr=subprocess.PIPE,
-                                        stdin=subprocess.DEVNULL)
-        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.words += options
+        self.launch(seconds)
+
+    def launch(self, seconds=20):
+        """Start the server, or another one after it was killed or stopped."""
+        del self.lines[:]
+        self.process = subprocess.Popen(self.words, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+        self.reader = threading.Thread(target=self._read, args=(self.process.stderr,), daemon=True)
         self.reader.start()
         self.wait_log("is ready", seconds)
         with Control(self.control_address) as control:
             self.tcp = control.call("query-status")["data"][1]
 
-    def _read(self):
-        for line in self.process.stderr:
+    def kill(self):
+        """As a crash would end it."""
+        self.process.kill()
+        self.process.wait()
+        self.reader.join(10)
+        self.process.stderr.close()
+
+    def _read(self, stderr):
+        for line in stderr:
             with self.changed:
                 self.lines.append(line.decode(errors="replace"))
                 self.changed.notify_all()
