@@ -30,6 +30,7 @@
 #include "split-migrate/domain_xml.h"
 #include "split-migrate/driver.h"
 #include "split-migrate/virt.h"
+#include "split-migrate/virt_pace.h"
 
 #define LIBVIRT_STEP_US 10000
 #define LIBVIRT_SETTLE_US 120000000u
@@ -46,6 +47,8 @@ struct driver_libvirt {
     int on_source;  /* callbacks, -1: none */
     int on_destination;
     struct driver_config config;
+    struct virt_pace pace;
+    bool suspended; /* by suspend() */
 
     int wake; /* an eventfd: there may be something new */
     pthread_t thread;
@@ -298,10 +301,7 @@ static int driver_prepare(struct driver *driver, const struct driver_config *con
     struct driver_libvirt *d = driver_of(driver);
 
     d->config = *config;
-    if (virDomainMigrateSetMaxDowntime(d->domain, config->downtime_ms, 0) < 0) {
-        return virt_reason(reason, -EIO, "source libvirt");
-    }
-    return 0;
+    return virt_pace_begin(&d->pace, d->domain, config->downtime_ms, reason);
 }
 
 static unsigned driver_flags(const struct driver_config *config)
@@ -403,8 +403,9 @@ static enum driver_phase driver_phase_now(struct driver_libvirt *d,
     int state = VIR_DOMAIN_NOSTATE, why = 0;
 
     bool job = virt_job(d->domain, 0, progress);
-    if (d->guest.running && d->config.live && virDomainGetState(d->domain, &state, &why, 0) == 0 &&
-        state == VIR_DOMAIN_PAUSED && why == VIR_DOMAIN_PAUSED_MIGRATION) {
+    bool tells = d->guest.running && d->config.live && !d->suspended;
+    if (tells && virDomainGetState(d->domain, &state, &why, 0) == 0 && state == VIR_DOMAIN_PAUSED &&
+        why == VIR_DOMAIN_PAUSED_MIGRATION) {
         return DRIVER_DEVICE;
     }
     return job && progress->ram_total ? DRIVER_MOVING : DRIVER_SETUP;
@@ -424,6 +425,9 @@ static int driver_poll(struct driver *driver, struct driver_progress *progress,
     pthread_mutex_unlock(&d->lock);
     if (!ended) {
         progress->phase = driver_phase_now(d, progress);
+        if (progress->phase == DRIVER_MOVING) {
+            virt_pace_step(&d->pace, d->domain, progress);
+        }
         return 0;
     }
     if (d->result) {
@@ -445,9 +449,13 @@ static int driver_proceed(struct driver *driver, struct reason *reason)
 
 static int driver_suspend(struct driver *driver, struct reason *reason)
 {
-    return virDomainSuspend(driver_of(driver)->domain) < 0
-               ? virt_reason(reason, -EIO, "source libvirt")
-               : 0;
+    struct driver_libvirt *d = driver_of(driver);
+
+    if (virDomainSuspend(d->domain) < 0) {
+        return virt_reason(reason, -EIO, "source libvirt");
+    }
+    d->suspended = true; /* the state no longer tells that it switches over */
+    return 0;
 }
 
 static int driver_fd(struct driver *driver)
@@ -549,6 +557,7 @@ static int driver_undo(struct driver *driver, struct reason *reason)
         bool runs = state == VIR_DOMAIN_RUNNING || state == VIR_DOMAIN_BLOCKED;
         bool active = driver_active_there(d);
         if (!active && (runs || (!d->guest.running && state == VIR_DOMAIN_PAUSED))) {
+            virt_pace_undo(&d->pace, d->domain);
             return 0;
         }
         if (units_now_us() > deadline) {

@@ -25,6 +25,7 @@
 #include "common/log.h"
 #include "split-migrate/driver.h"
 #include "split-migrate/hosts.h"
+#include "split-migrate/pace.h"
 #include "split-migrate/qmp.h"
 
 #define QMP_POLL_MS 600000 /* QEMU does not answer while it sends the last dirty pages */
@@ -32,8 +33,6 @@
 #define QMP_RESUME_US 15000000u
 #define QMP_STEP_US 10000
 #define QMP_NO_LIMIT ((json_int_t)1 << 40) /* bytes/s; QEMU's own default would be 128 MiB/s */
-#define DRIVER_DOWNTIME_STEP_MS 50
-#define DRIVER_MEASURE_US 100000u
 
 struct driver_qmp {
     struct driver base;
@@ -48,11 +47,7 @@ struct driver_qmp {
     bool handed_over;
     json_t *capabilities; /* the source's, before */
     json_t *parameters;
-    uint64_t downtime_limit_ms; /* what the policy allows */
-    uint64_t downtime_ms;       /* what QEMU was told */
-    uint64_t rate;              /* bytes/s, the best seen; 0: none yet */
-    uint64_t measured_us;       /* when it was last looked at, and where transferred stood */
-    uint64_t measured_bytes;
+    struct pace pace;
 };
 
 struct driver_capability {
@@ -260,25 +255,13 @@ static int driver_listen(struct driver_qmp *d, struct reason *reason)
     return err;
 }
 
-/*
- * QEMU switches over as soon as what is left fits the downtime limit, so a generous limit costs
- * guests that need little just as much.  Begin with little and allow more with each round.
- */
-static uint64_t driver_downtime(struct driver_qmp *d, uint64_t rounds)
-{
-    uint64_t downtime_ms = DRIVER_DOWNTIME_STEP_MS * (rounds ? rounds : 1);
-
-    d->downtime_ms = downtime_ms < d->downtime_limit_ms ? downtime_ms : d->downtime_limit_ms;
-    return d->downtime_ms;
-}
-
 static int driver_prepare(struct driver *driver, const struct driver_config *config,
                           struct reason *reason)
 {
     struct driver_qmp *d = driver_of(driver);
 
     d->live = config->live;
-    d->downtime_limit_ms = config->downtime_ms;
+    pace_begin(&d->pace, config->downtime_ms);
     int err = qmp_call(&d->source, "query-migrate-capabilities", NULL, &d->capabilities,
                        QMP_CALL_MS, NULL, reason);
     if (!err) {
@@ -294,7 +277,7 @@ static int driver_prepare(struct driver *driver, const struct driver_config *con
         err = qmp_call(&d->source, "migrate-set-parameters",
                        json_pack("{s:I, s:I}", "max-bandwidth",
                                  config->bandwidth ? (json_int_t)config->bandwidth : QMP_NO_LIMIT,
-                                 "downtime-limit", (json_int_t)driver_downtime(d, 1)),
+                                 "downtime-limit", (json_int_t)d->pace.downtime_ms),
                        NULL, QMP_CALL_MS, NULL, reason);
     }
     return err ? err : driver_listen(d, reason);
@@ -366,34 +349,13 @@ static int driver_query(struct qmp *qmp, struct driver_progress *progress, struc
     return 0;
 }
 
-/* The best rate seen over a stretch long enough to mean something. */
-static void driver_measure(struct driver_qmp *d, uint64_t transferred)
-{
-    uint64_t now_us = units_now_us();
-
-    if (!d->measured_us || transferred < d->measured_bytes) {
-        d->measured_us = now_us;
-        d->measured_bytes = transferred;
-    } else if (now_us - d->measured_us >= DRIVER_MEASURE_US) {
-        uint64_t rate = (transferred - d->measured_bytes) * 1000000 / (now_us - d->measured_us);
-        d->rate = rate > d->rate ? rate : d->rate;
-        d->measured_us = now_us;
-        d->measured_bytes = transferred;
-    }
-}
-
-/*
- * Tell QEMU the new downtime, and from the third round on half of the rate that was seen: its own
- * estimate is of the last tenth of a second, and near zero when there was little to send then (holes,
- * or a guest that writes little), which would keep it from ever switching over.
- */
 static int driver_allow(struct driver_qmp *d, struct reason *reason)
 {
-    json_t *args = json_pack("{s:I}", "downtime-limit", (json_int_t)d->downtime_ms);
+    json_t *args = json_pack("{s:I}", "downtime-limit", (json_int_t)d->pace.downtime_ms);
 
-    if (d->rate && d->downtime_ms > 2 * DRIVER_DOWNTIME_STEP_MS) {
+    if (d->pace.bandwidth) {
         json_object_set_new(args, "avail-switchover-bandwidth",
-                            json_integer((json_int_t)(d->rate / 2)));
+                            json_integer((json_int_t)d->pace.bandwidth));
     }
     return qmp_call(&d->source, "migrate-set-parameters", args, NULL, QMP_POLL_MS, NULL, reason);
 }
@@ -405,12 +367,9 @@ static int driver_poll(struct driver *driver, struct driver_progress *progress,
 
     int err = driver_query(&d->source, progress, reason);
     driver->stopped_us = d->source.stop_us;
-    uint64_t allowed_ms = d->downtime_ms;
-    if (!err && progress->phase == DRIVER_MOVING) {
-        driver_measure(d, progress->transferred);
-        if (driver_downtime(d, progress->rounds) > allowed_ms) {
-            err = driver_allow(d, reason);
-        }
+    if (!err && progress->phase == DRIVER_MOVING &&
+        pace_step(&d->pace, progress->rounds, progress->transferred, units_now_us())) {
+        err = driver_allow(d, reason);
     }
     return err;
 }

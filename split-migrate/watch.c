@@ -255,7 +255,9 @@ int move_watch(struct move *move, struct reason *reason)
 {
     for (;;) {
         int rc = watch_once(move, reason);
-        if (rc == 1 && !move->proceeded) {
+        /* Who manages the move can be asked to end it at any time. */
+        bool asked = move->driver->ops->manages && interrupt_pending();
+        if (rc == 1 && (!move->proceeded || asked)) {
             int err = watch_limits(move, reason);
             rc = err ? err : 1;
         }

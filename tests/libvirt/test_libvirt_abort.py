@@ -8,73 +8,19 @@ controller that is killed; a destination that has no room, and one that cannot s
 """
 
 import os
-import re
 import signal
-import subprocess
 import sys
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from testbed import *  # noqa: F401,F403,E402
+from moving import finish, start_move, still_at_source  # noqa: E402
 
 RAM, FILL, BUDGET = 256 * MIB, 128 * MIB, 64 * MIB
 
 
-def job(bed):
-    """domjobinfo's figures in bytes; {} without a job."""
-    status, out, _ = bed.source.run("virsh", "-c", "qemu:///system", "domjobinfo", "g1")
-    units = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
-    if status or not re.search(r"Job type: +(Unbounded|Bounded)", out):
-        return {}
-    return {name.strip(): float(value) * units[unit] for name, value, unit in
-            re.findall(r"^([A-Z][\w ]+): +([\d.]+) ([KMG]?i?B)$", out, re.M)}
-
-
 def moving(bed, guest, *more):
-    """Start a move that takes its time; returns its process when memory is under way."""
-    process = bed.command("migrate", "--live", "--verbose", "--profile", "0", "--bandwidth", "4MiB",
-                          "--policy", bed.policy(BUDGET), *more, "g1", bed.main.uri)
-
-    def under_way():
-        if process.poll() is not None:
-            raise Failure("the move ended early: %s" % (process.communicate(),))
-        figures = job(bed)
-        return figures if figures.get("Memory processed", 0) > 2 * MIB else None
-    figures = wait_until("memory is under way", 60, under_way, 0.1)
-    print("in mid-move:", figures)
-    if figures["Memory total"] < RAM or not figures["Memory remaining"]:
-        raise Failure("domjobinfo: %s" % figures)
-    if guest.uuid not in bed.main.guests() or sum(len(h.regions()) for h in bed.subhosts) != 2:
-        raise Failure("the other hosts hold nothing")
-    return process
-
-
-def still_at_source(bed, guest):
-    """As if nothing had been: on every host."""
-    wait_until("the guest runs at the source", 20, lambda: guest.state() == "running", 0.1)
-    wait_until("the main host is free of it", 20, lambda: not bed.main.guests(), 0.1)
-    wait_until("no QEMU at the main host", 20, lambda: not bed.main.pids("qemu-system-x86_64"), 0.1)
-    if guest.state(bed.main):
-        raise Failure("the main host still has the domain")
-    for host in bed.subhosts:
-        wait_until("%s is empty" % host.name, 20, lambda h=host: not h.regions(), 0.1)
-        status = host.status()
-        if status["stored"] or status["reserved"]:
-            raise Failure("%s still holds %s" % (host.name, status))
-    state = bed.source.pager_call("query-guest", uuid=guest.uuid)
-    if state["state"] != "attached":
-        raise Failure("the source's pager: %s" % state)
-    before = guest.reports()
-    wait_until("the guest goes on", 20, lambda: guest.reports() >= before + 2, 0.1)
-    guest.check_clean()
-
-
-def finish(process, status, says):
-    out, err = process.communicate(timeout=90)
-    last = err.replace("\r", "\n").strip().split("\n")[-1]
-    print("ended with %d: %s" % (process.returncode, last))
-    if process.returncode != status or not re.search(says, last):
-        raise Failure("ended with %d, not %d: %s%s" % (process.returncode, status, out, err))
+    return start_move(bed, guest, BUDGET, "--bandwidth", "4MiB", *more)
 
 
 def test_domjobabort(bed, guest):

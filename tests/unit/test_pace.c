@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* What QEMU is told in each round: more downtime up to the limit, and a rate that was seen. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+
+#include "common/units.h"
+#include "split-migrate/pace.h"
+
+static void test_downtime(void **state)
+{
+    struct pace pace;
+
+    (void)state;
+    pace_begin(&pace, 120);
+    assert_int_equal(pace.downtime_ms, 50);
+    assert_false(pace_step(&pace, 0, 0, 1));
+    assert_false(pace_step(&pace, 1, 0, 2));
+    assert_true(pace_step(&pace, 2, 0, 3));
+    assert_int_equal(pace.downtime_ms, 100);
+    assert_false(pace_step(&pace, 2, 0, 4));
+    assert_true(pace_step(&pace, 7, 0, 5)); /* rounds that were not looked at */
+    assert_int_equal(pace.downtime_ms, 120);
+    assert_false(pace_step(&pace, UINT64_MAX, 0, 6));
+    pace_begin(&pace, 20);
+    assert_int_equal(pace.downtime_ms, 20);
+}
+
+static void test_rate(void **state)
+{
+    struct pace pace;
+
+    (void)state;
+    pace_begin(&pace, 300);
+    pace_step(&pace, 1, 0, 1000000);
+    pace_step(&pace, 1, 1 * MIB, 1050000); /* too short to mean something */
+    assert_int_equal(pace.rate, 0);
+    pace_step(&pace, 1, 50 * MIB, 1500000);
+    assert_int_equal(pace.rate, 100 * MIB);
+    pace_step(&pace, 2, 50 * MIB, 2500000); /* nothing was to be sent */
+    assert_int_equal(pace.rate, 100 * MIB);
+    assert_int_equal(pace.bandwidth, 0);
+    assert_true(pace_step(&pace, 3, 50 * MIB, 2600000));
+    assert_int_equal(pace.bandwidth, 50 * MIB);
+
+    /* However little downtime is allowed; and again when it turns out to be faster. */
+    pace_begin(&pace, 20);
+    pace_step(&pace, 1, 0, 1000000);
+    assert_false(pace_step(&pace, 1, 50 * MIB, 1500000));
+    assert_true(pace_step(&pace, 3, 50 * MIB, 1510000));
+    assert_int_equal(pace.bandwidth, 50 * MIB);
+    assert_false(pace_step(&pace, 4, 60 * MIB, 1610000));
+    assert_true(pace_step(&pace, 4, 160 * MIB, 2010000));
+    assert_int_equal(pace.bandwidth, 125 * MIB);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_downtime),
+        cmocka_unit_test(test_rate),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
