@@ -137,17 +137,43 @@ void pagemap_close(struct pagemap *map)
     }
 }
 
+bool pagemap_extent(const struct pagemap *map, uint64_t *page, uint64_t *end)
+{
+    off_t base = (off_t)map->header->pages_offset;
+    off_t past = base + (off_t)map->n_pages;
+
+    if (*page >= map->n_pages) {
+        return false;
+    }
+    off_t data = lseek(map->fd, base + (off_t)*page, SEEK_DATA);
+    if (data < 0 && errno != ENXIO) {
+        *end = map->n_pages; /* a file system without holes */
+        return true;
+    }
+    if (data < 0 || data >= past) {
+        return false;
+    }
+    off_t hole = lseek(map->fd, data, SEEK_HOLE);
+    *page = (uint64_t)(data - base);
+    *end = hole < 0 || hole > past ? map->n_pages : (uint64_t)(hole - base);
+    return true;
+}
+
 void pagemap_count(const struct pagemap *map, uint64_t first, uint64_t n,
                    struct pagemap_counts *counts)
 {
     uint64_t by_state[16] = {0};
+    uint64_t limit = n < map->n_pages - first ? first + n : map->n_pages;
+    uint64_t end;
 
-    for (uint64_t page = first; page < first + n && page < map->n_pages; page++) {
-        uint8_t byte = atomic_load_explicit(&map->pages[page], memory_order_relaxed);
-        by_state[byte & (PAGE_STATE_MASK | PAGE_BUSY)]++;
+    for (uint64_t page = first; page < limit && pagemap_extent(map, &page, &end); page = end) {
+        end = end < limit ? end : limit;
+        for (uint64_t at = page; at < end; at++) {
+            uint8_t byte = atomic_load_explicit(&map->pages[at], memory_order_relaxed);
+            by_state[byte & (PAGE_STATE_MASK | PAGE_BUSY)]++;
+        }
     }
     *counts = (struct pagemap_counts){
-        .untouched = by_state[PAGE_UNTOUCHED] + by_state[PAGE_ZEROING],
         .local = by_state[PAGE_LOCAL] + by_state[PAGE_EVICTING],
         .remote = by_state[PAGE_REMOTE] + by_state[PAGE_FETCHING],
         .clean = by_state[PAGE_CLEAN] + by_state[PAGE_DROPPING],
@@ -155,4 +181,7 @@ void pagemap_count(const struct pagemap *map, uint64_t first, uint64_t n,
         .busy = by_state[PAGE_ZEROING] + by_state[PAGE_EVICTING] + by_state[PAGE_FETCHING] +
                 by_state[PAGE_DROPPING],
     };
+    counts->untouched = first < limit ? limit - first - counts->local - counts->remote -
+                                            counts->clean - counts->lost
+                                      : 0;
 }

@@ -129,6 +129,18 @@ static inline void pagemap_unlock(struct pagemap *map, uint64_t page, uint8_t st
     atomic_store_explicit(&map->pages[page], state, memory_order_release);
 }
 
+/**
+ * pagemap_extent() - the next pages of a map that were ever anything but UNTOUCHED
+ * @page: in: where to look from; out: the first page of the extent
+ * @end: out: behind its last page
+ *
+ * A byte of the file that was never written is a hole, and the page UNTOUCHED.  A walk by
+ * extents neither allocates the holes nor spends time on them: a sparse guest of 1 TiB has
+ * 256 MiB of them.  Extents begin and end with pages of the file, so they have UNTOUCHED pages too.
+ * Any thread; a snapshot.  Return: false if there are no more.
+ */
+bool pagemap_extent(const struct pagemap *map, uint64_t *page, uint64_t *end);
+
 struct pagemap_counts {
     uint64_t untouched, local, remote, clean, lost, busy;
 };

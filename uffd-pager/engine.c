@@ -152,13 +152,16 @@ static int engine_check(const struct engine_config *config, struct reason *reaso
 static void engine_count_resident(struct engine *engine)
 {
     int64_t resident = 0;
+    uint64_t end;
 
-    for (uint64_t page = 0; page < engine->map->n_pages; page++) {
-        uint8_t state = page_state(pagemap_get(engine->map, page));
-        if (state == PAGE_LOCAL || state == PAGE_CLEAN) {
-            atomic_fetch_add_explicit(&engine->chunk_resident[page_chunk(page)], 1,
-                                      memory_order_relaxed);
-            resident++;
+    for (uint64_t page = 0; pagemap_extent(engine->map, &page, &end);) {
+        for (; page < end; page++) {
+            uint8_t state = page_state(pagemap_get(engine->map, page));
+            if (state == PAGE_LOCAL || state == PAGE_CLEAN) {
+                atomic_fetch_add_explicit(&engine->chunk_resident[page_chunk(page)], 1,
+                                          memory_order_relaxed);
+                resident++;
+            }
         }
     }
     atomic_store(&engine->resident, resident);

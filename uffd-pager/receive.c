@@ -91,6 +91,7 @@ static void receive_free(struct receive *receive)
     pthread_cond_destroy(&receive->changed);
     free(receive->held);
     free(receive->image);
+    free((void *)receive->image_written);
     free(receive);
 }
 
@@ -156,9 +157,11 @@ int receive_layout(struct receive *receive, const struct layout *layout, struct 
     }
     free(receive->held); /* of an attempt that failed */
     free(receive->image);
+    free((void *)receive->image_written);
     receive->held = calloc(n_pages / 64, sizeof(*receive->held));
     receive->image = calloc(1, n_pages + 2 * map->n_chunks);
-    if (!receive->held || !receive->image) {
+    receive->image_written = calloc((n_pages + 2 * map->n_chunks) / PAGE_BYTES + 1, 1);
+    if (!receive->held || !receive->image || !receive->image_written) {
         return reason_set(reason, -ENOMEM, "there is no memory for the page map to arrive");
     }
     pthread_mutex_lock(&receive->lock);

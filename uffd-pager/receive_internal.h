@@ -8,9 +8,10 @@
  * its connection and then written to the memfd with pwrite, which fills new
  * pages without clearing them first and never maps them.  Every page written is
  * a bit in `held`, so that the budget is kept to the page.  The map
- * (receive_map.c) is received into an image of the export; FLUSH copies it into
- * the page map, checks it against the memfds, punches what is not in it, and
- * hands the guest over.
+ * (receive_map.c) is received into an image of the export; FLUSH copies what was
+ * written of it into the page map, checks it against the memfds, punches what is
+ * not in it, and hands the guest over.  What was never written is UNTOUCHED and
+ * costs nothing: a guest may be declared far larger than it is.
  *
  * `gate` is held for reading while a memfd changes and for writing during the
  * commit: after it the guest runs, and nothing that comes late may touch its memory.
@@ -56,6 +57,7 @@ struct receive {
 
     pthread_mutex_t commit_lock;
     uint8_t *image; /* the map export: pages, sub-host indices, history */
+    _Atomic uint8_t *image_written; /* a byte for PAGE_BYTES of it: written since the start */
 };
 
 struct receive_read {

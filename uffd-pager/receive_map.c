@@ -33,41 +33,80 @@ static int map_write_begin(struct nbd_export *export, uint64_t offset, uint32_t 
     return 0;
 }
 
+/* A write that broke off has changed the image too. */
 static int map_write_end(struct nbd_export *export, uint64_t offset, uint32_t length, void *memory,
                          bool complete)
 {
-    (void)export;
-    (void)offset;
-    (void)length;
+    struct receive *receive = export->opaque;
+
     (void)memory;
+    for (uint64_t at = offset / PAGE_BYTES; length && at <= (offset + length - 1) / PAGE_BYTES; at++) {
+        atomic_store_explicit(&receive->image_written[at], 1, memory_order_release);
+    }
     return complete ? 0 : -EIO;
 }
 
 /* ---- commit ---- */
 
+/* The next pages from *@page on, before @limit, whose states were written; as pagemap_extent(). */
+static bool commit_extent(const struct receive *receive, uint64_t *page, uint64_t *end,
+                          uint64_t limit)
+{
+    uint64_t granule = *page / PAGE_BYTES;
+    uint64_t first = granule;
+
+    while (first * PAGE_BYTES < limit && !atomic_load(&receive->image_written[first])) {
+        first++;
+    }
+    if (*page >= limit || first * PAGE_BYTES >= limit) {
+        return false;
+    }
+    *page = first > granule ? first * PAGE_BYTES : *page;
+    *end = (first + 1) * PAGE_BYTES < limit ? (first + 1) * PAGE_BYTES : limit;
+    return true;
+}
+
 static bool commit_gap_untouched(const struct receive *receive, uint64_t from, uint64_t to)
 {
-    for (uint64_t page = from / PAGE_BYTES; page < to / PAGE_BYTES; page++) {
-        if (pagemap_get(receive->map, page) != PAGE_UNTOUCHED) {
-            return false;
+    uint64_t page = from / PAGE_BYTES;
+    uint64_t end;
+
+    while (commit_extent(receive, &page, &end, to / PAGE_BYTES)) {
+        for (; page < end; page++) {
+            if (pagemap_get(receive->map, page) != PAGE_UNTOUCHED) {
+                return false;
+            }
         }
     }
     return true;
 }
 
+static int commit_check_page(const struct receive *receive, uint64_t page, struct reason *reason)
+{
+    const struct pagemap *map = receive->map;
+    uint8_t state = pagemap_get(map, page);
+
+    if (state > PAGE_REMOTE) {
+        return reason_set(reason, -EINVAL, "the page map has a state %u", state);
+    }
+    if (state == PAGE_REMOTE && map->subhost[page / CHUNK_PAGES] >= receive->config.n_subhosts) {
+        return reason_set(reason, -EINVAL, "the page map names a sub-host that is not there");
+    }
+    return 0;
+}
+
 /* States, sub-host indices and gaps: what can be checked without looking at memory. */
 static int commit_check_map(const struct receive *receive, struct reason *reason)
 {
-    const struct pagemap *map = receive->map;
     const struct layout *layout = receive->layout;
+    uint64_t end;
 
-    for (uint64_t page = 0; page < receive->n_pages; page++) {
-        uint8_t state = pagemap_get(map, page);
-        if (state > PAGE_REMOTE) {
-            return reason_set(reason, -EINVAL, "the page map has a state %u", state);
-        }
-        if (state == PAGE_REMOTE && map->subhost[page / CHUNK_PAGES] >= receive->config.n_subhosts) {
-            return reason_set(reason, -EINVAL, "the page map names a sub-host that is not there");
+    for (uint64_t page = 0; commit_extent(receive, &page, &end, receive->n_pages);) {
+        for (; page < end; page++) {
+            int err = commit_check_page(receive, page, reason);
+            if (err) {
+                return err;
+            }
         }
     }
     for (uint32_t i = 0; i < layout->n_blocks; i++) {
@@ -149,16 +188,22 @@ static int commit_check_block(struct receive *receive, const struct layout_block
 /* Is the map LOCAL for exactly the pages that were written here? */
 static bool commit_is_held(const struct receive *receive)
 {
-    for (uint64_t word = 0; word < receive->n_pages / 64; word++) {
-        uint64_t local = 0;
-        for (uint64_t i = 0; i < 64; i++) {
-            local |= (uint64_t)(pagemap_get(receive->map, word * 64 + i) == PAGE_LOCAL) << i;
-        }
-        if (local != receive->held[word]) {
-            return false;
+    uint64_t pages = 0;
+    uint64_t end;
+
+    for (uint64_t page = 0; commit_extent(receive, &page, &end, receive->n_pages);) {
+        for (; page < end; page += 64) {
+            uint64_t local = 0;
+            for (uint64_t i = 0; i < 64; i++) {
+                local |= (uint64_t)(pagemap_get(receive->map, page + i) == PAGE_LOCAL) << i;
+            }
+            if (local != receive->held[page / 64]) {
+                return false;
+            }
+            pages += (uint64_t)__builtin_popcountll(local);
         }
     }
-    return true;
+    return pages == receive->held_pages;
 }
 
 /* Pages the memfds have, by their size on tmpfs; UINT64_MAX if blocks share a memfd. */
@@ -199,13 +244,17 @@ static int commit_check_memory(struct receive *receive, struct reason *reason)
     return err;
 }
 
+/* The page map is fresh: what was not written is UNTOUCHED in it. */
 static void commit_copy(struct receive *receive)
 {
     const uint8_t *image = receive->image;
     struct pagemap *map = receive->map;
+    uint64_t end;
 
     racy_begin(); /* a client that writes while it commits gets what it asked for */
-    memcpy((void *)map->pages, image, receive->n_pages);
+    for (uint64_t page = 0; commit_extent(receive, &page, &end, receive->n_pages); page = end) {
+        memcpy((void *)&map->pages[page], image + page, end - page);
+    }
     memcpy((void *)map->subhost, image + receive->n_pages, receive->n_chunks);
     memcpy((void *)map->history, image + receive->n_pages + receive->n_chunks, receive->n_chunks);
     racy_end();

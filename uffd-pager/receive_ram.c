@@ -75,7 +75,7 @@ static int held_take(struct receive *receive, uint64_t first, uint64_t last)
 static void held_drop(struct receive *receive, uint64_t first, uint64_t count)
 {
     pthread_mutex_lock(&receive->count_lock);
-    for (uint64_t page = first; page < first + count; page++) {
+    for (uint64_t page = first; page < first + count && receive->held_pages; page++) {
         receive->held_pages -= held_get(receive, page);
         receive->held[page / 64] &= ~((uint64_t)1 << (page % 64));
     }

@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "common/pagemap.h"
@@ -162,10 +163,50 @@ static void test_no_word_is_lost(void **state)
     pagemap_close(&race.map);
 }
 
+/* A walk by extents sees every page that was touched, and makes nothing of the holes between. */
+static void test_extents(void **state)
+{
+    const uint64_t n_pages = 64 * PAGE_BYTES;
+    const uint64_t touched[] = {0, 5 * PAGE_BYTES + 7, 6 * PAGE_BYTES, n_pages - 1};
+    struct pagemap map;
+    struct reason reason;
+    struct pagemap_counts counts;
+    struct stat before;
+    struct stat after;
+    uint64_t end;
+    unsigned seen = 0;
+
+    (void)state;
+    assert_int_equal(pagemap_create(&map, NULL, uuid, n_pages, &reason), 0);
+    for (unsigned i = 0; i < 4; i++) {
+        pagemap_unlock(&map, touched[i], PAGE_REMOTE);
+    }
+    assert_int_equal(fstat(map.fd, &before), 0);
+    for (uint64_t page = 0; pagemap_extent(&map, &page, &end); page = end) {
+        assert_true(page < end && end <= n_pages);
+        for (uint64_t at = page; at < end; at++) {
+            seen += pagemap_get(&map, at) == PAGE_REMOTE;
+        }
+    }
+    assert_int_equal(seen, 4);
+    pagemap_count(&map, 0, n_pages, &counts);
+    assert_int_equal(counts.remote, 4);
+    assert_int_equal(counts.untouched, n_pages - 4);
+    pagemap_count(&map, 1, 6 * PAGE_BYTES - 1, &counts);
+    assert_int_equal(counts.remote, 1);
+    assert_int_equal(counts.untouched, 6 * PAGE_BYTES - 2);
+    pagemap_count(&map, n_pages, 5, &counts);
+    assert_int_equal(counts.untouched, 0);
+    assert_int_equal(fstat(map.fd, &after), 0);
+    assert_int_equal(after.st_blocks, before.st_blocks);
+    pagemap_close(&map);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_file_survives),   cmocka_unit_test(test_damaged_files_are_refused),
+        cmocka_unit_test(test_file_survives),
+        cmocka_unit_test(test_extents),   cmocka_unit_test(test_damaged_files_are_refused),
         cmocka_unit_test(test_counts),          cmocka_unit_test(test_lock_and_missed),
         cmocka_unit_test(test_no_word_is_lost),
     };
