@@ -21,6 +21,8 @@ const struct policy_key policy_keys[] = {
     {POLICY_SUBHOST, "weight", SUBHOST(weight), 0, 1000, POLICY_NUMBER, false},
     {"pages", "granule", MAIN(granule), PAGE_BYTES, CHUNK_BYTES, POLICY_SIZE, true},
     {"pages", "prefetch", MAIN(prefetch), 0, 512, POLICY_NUMBER, false},
+    {"pages", "subhost-timeout", MAIN(subhost_timeout_s), 1, 86400, POLICY_NUMBER, false},
+    {"pages", "subhost-lost", MAIN(subhost_lost), 0, 0, POLICY_LOSS, false},
     {"predictor", "policy", MAIN(predictor), 0, 0, POLICY_PREDICTOR, false},
     {"predictor", "profile-seconds", MAIN(profile_seconds), 0, 3600, POLICY_NUMBER, false},
     {"predictor", "period-ms", MAIN(period_ms), 10, 3600000, POLICY_NUMBER, false},
@@ -42,6 +44,8 @@ void policy_init(struct policy *policy, const char *const *predictors)
     policy->high_watermark = (struct policy_mark){.value = 94, .percent = true};
     policy->granule = 64 * KIB;
     policy->prefetch = 8;
+    policy->subhost_timeout_s = 30;
+    memcpy(policy->subhost_lost, "poison", sizeof("poison"));
     snprintf(policy->predictor, sizeof(policy->predictor), "%s", predictors[0]);
     policy->profile_seconds = 5;
     policy->period_ms = 1000;
@@ -146,6 +150,16 @@ static int policy_parse_predictor(struct policy *policy, const char *value, stru
                       known);
 }
 
+static int policy_parse_loss(char to[POLICY_WORD_LEN], const char *value, struct reason *reason)
+{
+    if (strcmp(value, "wait") != 0 && strcmp(value, "pause") != 0 && strcmp(value, "poison") != 0) {
+        return reason_set(reason, -EINVAL, "subhost-lost '%.64s' must be wait, pause or poison",
+                          value);
+    }
+    memcpy(to, value, strlen(value) + 1);
+    return 0;
+}
+
 int policy_parse_uri(const char *uri, struct endpoint *endpoint, struct reason *reason)
 {
     static const char scheme[] = "subhost://";
@@ -217,6 +231,8 @@ int policy_set(struct policy *policy, struct policy_subhost *subhost, const stru
         return policy_parse_number(key, value, to, reason);
     case POLICY_PREDICTOR:
         return policy_parse_predictor(policy, value, reason);
+    case POLICY_LOSS:
+        return policy_parse_loss(to, value, reason);
     case POLICY_URI:
         return subhost ? policy_set_uri(policy, subhost, value, reason) : -EINVAL;
     }

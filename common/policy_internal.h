@@ -9,7 +9,7 @@
 
 #define POLICY_SUBHOST "subhost"
 
-enum policy_type { POLICY_SIZE, POLICY_MARK, POLICY_NUMBER, POLICY_URI, POLICY_PREDICTOR };
+enum policy_type { POLICY_SIZE, POLICY_MARK, POLICY_NUMBER, POLICY_URI, POLICY_PREDICTOR, POLICY_LOSS };
 
 struct policy_key {
     const char *section;

@@ -142,11 +142,11 @@ int region_new_at(struct region **result, struct quota *quota, uint64_t size, ui
 int region_adopt(struct region **result, struct quota *quota, uint64_t size, uint64_t reserve,
                  uint64_t limit, const struct region_place *place, struct reason *reason)
 {
-    struct region *region;
+    struct region *region = NULL;
     uint64_t stored = 0;
     int err = make(&region, quota, size, reserve, limit, place, true, reason);
 
-    if (err) {
+    if (err || !region) {
         return err;
     }
     err = pages_reconcile(region, &stored);

@@ -101,6 +101,7 @@ static void engine_free(struct engine *engine)
     free((void *)engine->chunk_resident);
     free((void *)engine->chunk_flags);
     free((void *)engine->trim);
+    pthread_mutex_destroy(&engine->pause_lock);
     pthread_mutex_destroy(&engine->limit_lock);
     free(engine);
 }
@@ -121,6 +122,7 @@ static int engine_new(struct engine **result, const struct engine_config *config
     engine->map = config->map;
     engine->uffd = config->uffd;
     pthread_mutex_init(&engine->limit_lock, NULL);
+    pthread_mutex_init(&engine->pause_lock, NULL);
     engine->chunk_resident = calloc(n_chunks, sizeof(*engine->chunk_resident));
     engine->chunk_flags = calloc(n_chunks, sizeof(*engine->chunk_flags));
     engine->trim = calloc(config->map->n_pages / 64 + 1, sizeof(*engine->trim));

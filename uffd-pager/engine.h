@@ -21,6 +21,13 @@
 
 struct engine;
 
+/* What becomes of the guest's wait for a sub-host that has not answered for lost_after_ms. */
+enum engine_loss {
+    ENGINE_LOSS_POISON, /* pages it is touching there become memory errors */
+    ENGINE_LOSS_WAIT,   /* it waits on, the operator knows */
+    ENGINE_LOSS_PAUSE,  /* the whole guest is stopped until the sub-host is back */
+};
+
 struct engine_subhost {
     char name[64];
     struct endpoint data;
@@ -42,12 +49,18 @@ struct engine_config {
     unsigned fault_threads;  /* 0: 2 */
     unsigned spin_us;        /* how long a fault thread spins before it sleeps; 0: default */
     unsigned sample_period_ms; /* access sampling on this host; 0: off */
-    unsigned lost_after_ms;  /* a sub-host unreachable for so long is lost: its pages are poisoned */
+    unsigned lost_after_ms;  /* a sub-host unreachable for so long is lost */
+    enum engine_loss lost_action;
     /*
      * Ask QEMU to zap ranges (HANDOFF_ZAP), wait until it has.  Any engine thread.
      * Return: 0, or -ENOTCONN/-ETIMEDOUT: then sampling pauses, nothing else suffers.
      */
     int (*zap)(void *opaque, const struct handoff_range *ranges, uint32_t n);
+    /*
+     * Stop the guest (ENGINE_LOSS_PAUSE), or let it run again.  Any engine thread, in turns.
+     * NULL: the guest waits instead.
+     */
+    void (*pause)(void *opaque, bool pause);
     /* Tell the operator (docs/protocols.md, events of uffd-pager). Steals data. Any engine thread. */
     void (*event)(void *opaque, const char *name, json_t *data);
     void *opaque;

@@ -91,6 +91,8 @@ struct engine {
     _Atomic int spinners; /* fault threads that spin now */
     int max_spinners;
 
+    _Atomic unsigned pausing; /* sub-hosts for which the guest is stopped */
+    pthread_mutex_t pause_lock;
     struct link_host *hosts; /* [config.n_subhosts] */
     struct fault_thread *fault[ENGINE_MAX_FAULT_THREADS];
     _Atomic unsigned n_fault;

@@ -73,7 +73,7 @@ void fetch_begin(struct fault_thread *thread, uint64_t page, bool write, uint64_
     if (slot->host >= engine->config.n_subhosts) {
         log_error("a page is on a sub-host that nobody knows");
         fetch_lost(thread, slot, true);
-    } else if (link_host_lost(&engine->hosts[slot->host]) && thread->links[slot->host].fd < 0) {
+    } else if (thread->links[slot->host].fd < 0 && link_give_up(&engine->hosts[slot->host])) {
         fetch_lost(thread, slot, false);
     } else {
         fetch_send(thread, slot);
@@ -186,14 +186,12 @@ void fetch_flush(struct fault_thread *thread)
 
 static void fetch_attend_host(struct fault_thread *thread, struct link *link)
 {
-    bool lost = link_host_lost(link->host);
-
     for (unsigned i = 0; i < FAULT_SLOTS; i++) {
         struct fault_request *slot = &thread->slot[i];
         if (!slot->used || slot->host != link->host->index || slot->sent) {
             continue;
         }
-        if (lost && link->fd < 0) {
+        if (link->fd < 0 && link_give_up(link->host)) {
             fetch_lost(thread, slot, false);
         } else {
             fetch_send(thread, slot);

@@ -138,6 +138,11 @@ static void guests_wait_for_qemu(struct guests_watch *watch)
     if (session && session_load(session, dir, NULL) == 0 && session->qemu_pid) {
         int pidfd = (int)syscall(SYS_pidfd_open, session->qemu_pid, 0);
         struct pollfd pfd = {.fd = pidfd, .events = POLLIN};
+        if (pidfd >= 0 && session->lost_action == ENGINE_LOSS_PAUSE &&
+            session_process_start(session->qemu_pid) == session->qemu_start) {
+            /* Its worker may have died with the guest stopped; only a running one connects again. */
+            syscall(SYS_pidfd_send_signal, pidfd, SIGCONT, NULL, 0);
+        }
         while (pidfd >= 0 && poll(&pfd, 1, 500) == 0) {
             if (guests_alive(watch->guests, watch->uuid)) { /* the follower has its own watch */
                 close(pidfd);

@@ -43,7 +43,9 @@ static void incoming_engine_config(struct worker *worker, struct engine_config *
     memcpy(config->predictor, session->predictor, sizeof(config->predictor));
     config->sample_period_ms = session->sample_period_ms;
     config->lost_after_ms = session->lost_after_ms;
+    config->lost_action = session->lost_action;
     config->zap = worker_zap;
+    config->pause = worker_pause;
     config->event = worker_event;
     config->opaque = worker;
 }

@@ -13,7 +13,9 @@
  * breaks or stays silent while answers are owed, until there is a valid
  * answer.  Trouble that lasts is told to the operator (SUBHOST_LOST, then
  * SUBHOST_BACK); when it has lasted lost_after_ms the sub-host counts as lost,
- * until it answers again, and the owners give up what waits for it.
+ * until it answers again.  What then becomes of pages somebody waits for is the policy's
+ * word (enum engine_loss): the owners poison them, or keep them waiting, and the guest is
+ * stopped as a whole if it touches one (link.h's waited).
  */
 #ifndef UFFD_PAGER_LINK_H
 #define UFFD_PAGER_LINK_H
@@ -47,6 +49,8 @@ struct link_host {
     _Atomic bool refused;    /* the server or the region is not there: its copies may be gone */
     _Atomic unsigned up;     /* links that are connected */
     _Atomic uint64_t lost_pages; /* poisoned, not told yet */
+    _Atomic bool waited;     /* the guest waits for a page of this sub-host, which is lost */
+    bool paused;             /* and is stopped for it; thread only */
     bool told;               /* the operator knows of the trouble; thread only */
     uint64_t told_pages_us, lost_seen_us; /* thread only */
     bool demoted;            /* CLEAN pages have been made LOCAL; thread only */
@@ -138,6 +142,12 @@ void link_trouble(struct link_host *host, uint64_t since_us);
 
 /** link_lost_page() - a page of this sub-host was poisoned; the operator is told soon; any thread */
 void link_lost_page(struct link_host *host, bool refused);
+
+/**
+ * link_give_up() - the sub-host is not connected: is a page that somebody waits for to be poisoned?
+ * If it is not, although the sub-host is lost, whoever waits goes on waiting.  Any thread.
+ */
+bool link_give_up(struct link_host *host);
 
 static inline bool link_host_lost(const struct link_host *host)
 {

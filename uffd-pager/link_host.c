@@ -41,6 +41,18 @@ void link_lost_page(struct link_host *host, bool refused)
     }
 }
 
+bool link_give_up(struct link_host *host)
+{
+    if (!link_host_lost(host)) {
+        return false;
+    }
+    if (host->engine->config.lost_action == ENGINE_LOSS_POISON) {
+        return true;
+    }
+    atomic_store_explicit(&host->waited, true, memory_order_relaxed);
+    return false;
+}
+
 static const struct engine_subhost *link_subhost(const struct link_host *host)
 {
     return &host->engine->config.subhost[host->index];
@@ -137,8 +149,35 @@ static void link_kick_all(struct link_host *host)
     pthread_mutex_unlock(&host->lock);
 }
 
+/* The guest runs while no sub-host wants it stopped. */
+static void link_pause(struct link_host *host, bool pause)
+{
+    struct engine *engine = host->engine;
+
+    if (host->paused == pause || !engine->config.pause) {
+        return;
+    }
+    host->paused = pause;
+    pthread_mutex_lock(&engine->pause_lock);
+    engine->pausing += pause ? 1 : -1u;
+    bool edge = engine->pausing == (pause ? 1 : 0);
+    if (edge) {
+        engine->config.pause(engine->config.opaque, pause);
+    }
+    pthread_mutex_unlock(&engine->pause_lock);
+    if (edge && pause) {
+        log_error("the guest is stopped until sub-host '%s' is back", link_subhost(host)->name);
+        link_event(host, "GUEST_PAUSED", "it touched a page of a sub-host that does not answer");
+    } else if (edge) {
+        log_info("the guest runs again");
+        link_event(host, "GUEST_RESUMED", "the sub-host is back");
+    }
+}
+
 static void link_judge_good(struct link_host *host)
 {
+    atomic_store_explicit(&host->waited, false, memory_order_relaxed);
+    link_pause(host, false);
     if (host->told) {
         host->told = false;
         atomic_store_explicit(&host->lost, false, memory_order_release);
@@ -158,7 +197,8 @@ static void link_judge(struct link_host *host, const char *why, uint64_t now_us)
     struct engine *engine = host->engine;
 
     link_tell_lost_pages(host, now_us);
-    if (!host->demoted && (link_host_lost(host) || atomic_load(&host->refused))) {
+    bool gone = link_host_lost(host) && engine->config.lost_action == ENGINE_LOSS_POISON;
+    if (!host->demoted && (gone || atomic_load(&host->refused))) {
         host->demoted = true;
         link_demote(host);
     }
@@ -176,10 +216,19 @@ static void link_judge(struct link_host *host, const char *why, uint64_t now_us)
             host->told = true;
             link_event(host, "SUBHOST_LOST", why);
         }
-        log_error("sub-host '%s' is lost: it has not answered for %u ms", link_subhost(host)->name,
-                  engine->config.lost_after_ms);
+        static const char *const then[] = {
+            [ENGINE_LOSS_POISON] = "pages touched there are memory errors",
+            [ENGINE_LOSS_WAIT] = "the guest waits for it",
+            [ENGINE_LOSS_PAUSE] = "the guest is stopped when it touches a page there"};
+        log_error("sub-host '%s' is lost: it has not answered for %u ms; %s",
+                  link_subhost(host)->name, engine->config.lost_after_ms,
+                  then[engine->config.lost_action]);
         atomic_store_explicit(&host->lost, true, memory_order_release);
         link_kick_all(host);
+    }
+    if (link_host_lost(host) && engine->config.lost_action == ENGINE_LOSS_PAUSE &&
+        atomic_load_explicit(&host->waited, memory_order_relaxed)) {
+        link_pause(host, true);
     }
 }
 
@@ -352,6 +401,7 @@ void link_hosts_stop(struct engine *engine)
         pthread_cond_signal(&host->changed);
         pthread_mutex_unlock(&host->lock);
         pthread_join(host->thread, NULL);
+        link_pause(host, false); /* who comes next judges anew */
         pthread_mutex_destroy(&host->lock);
         pthread_cond_destroy(&host->changed);
     }

@@ -80,6 +80,27 @@ static int session_parse_subhost(struct session_subhost *subhost, const json_t *
     return err;
 }
 
+static const char *const session_loss_names[] = {
+    [ENGINE_LOSS_POISON] = "poison", [ENGINE_LOSS_WAIT] = "wait", [ENGINE_LOSS_PAUSE] = "pause"};
+
+static int session_parse_loss(struct session *session, const json_t *object,
+                              struct reason *reason)
+{
+    const json_t *value = json_object_get(object, "lost_action");
+
+    session->lost_action = ENGINE_LOSS_POISON;
+    if (!value) {
+        return 0;
+    }
+    for (unsigned i = 0; i < sizeof(session_loss_names) / sizeof(session_loss_names[0]); i++) {
+        if (json_is_string(value) && strcmp(json_string_value(value), session_loss_names[i]) == 0) {
+            session->lost_action = (enum engine_loss)i;
+            return 0;
+        }
+    }
+    return reason_set(reason, -EINVAL, "'lost_action' must be \"wait\", \"pause\" or \"poison\"");
+}
+
 static int session_parse_limits(struct session *session, const json_t *object,
                                 struct reason *reason)
 {
@@ -115,7 +136,7 @@ static int session_parse_limits(struct session *session, const json_t *object,
         err = session_number(object, "lost_after_ms", 30000, 86400000, &n, reason);
         session->lost_after_ms = (unsigned)n;
     }
-    return err;
+    return err ? err : session_parse_loss(session, object, reason);
 }
 
 int session_parse(struct session *session, const json_t *object, struct reason *reason)
@@ -171,12 +192,13 @@ static json_t *session_to_json(const struct session *session)
                                 subhost->export_name, "ticket", subhost->ticket));
     }
     return json_pack(
-        "{s:s, s:s, s:I, s:I, s:I, s:I, s:i, s:i, s:i, s:s, s:o, s:i, s:I}", "state", "split",
+        "{s:s, s:s, s:I, s:I, s:I, s:I, s:i, s:i, s:i, s:s, s:s, s:o, s:i, s:I}", "state", "split",
         "migration", units_format_uuid(session->migration, migration), "budget",
         (json_int_t)session->budget, "low_watermark", (json_int_t)session->low_watermark,
         "high_watermark", (json_int_t)session->high_watermark, "granule",
         (json_int_t)session->granule, "prefetch", (int)session->prefetch, "sample_period_ms",
-        (int)session->sample_period_ms, "lost_after_ms", (int)session->lost_after_ms, "predictor",
+        (int)session->sample_period_ms, "lost_after_ms", (int)session->lost_after_ms, "lost_action",
+        session_loss_names[session->lost_action], "predictor",
         session->predictor, "subhosts", subhosts, "qemu_pid", (int)session->qemu_pid, "qemu_start",
         (json_int_t)session->qemu_start);
 }

@@ -17,6 +17,7 @@
 #include "common/endpoint.h"
 #include "common/log.h"
 #include "common/pagemap.h"
+#include "uffd-pager/engine.h"
 
 struct session_subhost {
     char name[64];
@@ -35,6 +36,7 @@ struct session {
     unsigned prefetch;
     unsigned sample_period_ms;
     unsigned lost_after_ms;
+    enum engine_loss lost_action;
     char predictor[32];
     unsigned n_subhosts;
     struct session_subhost subhost[PAGEMAP_MAX_SUBHOSTS];

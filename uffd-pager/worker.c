@@ -44,6 +44,20 @@ void worker_wake(struct worker *worker)
     (void)ignored;
 }
 
+/*
+ * By a signal and not by QEMU's own stop: a vCPU that waits in a fault would keep that from coming
+ * to an end, and QEMU's monitor with it.
+ */
+void worker_pause(void *opaque, bool pause)
+{
+    struct worker *worker = opaque;
+    int number = pause ? SIGSTOP : SIGCONT;
+
+    if (syscall(SYS_pidfd_send_signal, worker->qemu_pidfd, number, NULL, 0) < 0) {
+        log_error("the guest cannot be %s: %m", pause ? "stopped" : "continued");
+    }
+}
+
 void worker_event(void *opaque, const char *name, json_t *data)
 {
     struct worker *worker = opaque;

@@ -146,6 +146,9 @@ int worker_send_result(struct worker *worker, uint16_t type, uint32_t cookie, in
 /** worker_zap() - have QEMU zap ranges, wait for it; any thread but the main one. (engine.h, sample.h) */
 int worker_zap(void *worker, const struct handoff_range *ranges, uint32_t n);
 
+/** worker_pause() - stop QEMU's process, or let it go on (engine.h); any thread */
+void worker_pause(void *worker, bool pause);
+
 /** worker_event() - an event to whoever is connected; steals data; any thread */
 void worker_event(void *worker, const char *name, json_t *data);
 

@@ -59,14 +59,14 @@ class Control:
 class Subhost:
     """A running server: .unix, .tcp and .control are addresses, .log() what it said."""
 
-    def __init__(self, *options, memory="256M", seconds=20):
+    def __init__(self, *options, memory="256M", seconds=20, prefix=()):
         self.folder = tempfile.mkdtemp(prefix="subhost-")
         self.control_address = "unix:" + os.path.join(self.folder, "control.sock")
         self.unix = "unix:" + os.path.join(self.folder, "data.sock")
         self.pidfile = os.path.join(self.folder, "pid")
         self.lines = []
         self.changed = threading.Condition()
-        self.words = [SERVER, "--memory", memory, "--listen", self.unix, "--listen", "tcp:127.0.0.1:0",
+        self.words = list(prefix) + [SERVER, "--memory", memory, "--listen", self.unix, "--listen", "tcp:127.0.0.1:0",
                  "--control", self.control_address, "--pidfile", self.pidfile, "--exit-with-parent"]
         self.words += options
         self.launch(seconds)

@@ -300,6 +300,12 @@ static int engine_zap(void *opaque, const struct handoff_range *ranges, uint32_t
     return result;
 }
 
+static void engine_pause(void *opaque, bool pause)
+{
+    (void)opaque;
+    kill(guest_pid, pause ? SIGSTOP : SIGCONT);
+}
+
 static void engine_tell(void *opaque, const char *name, json_t *data)
 {
     (void)opaque;
@@ -601,6 +607,13 @@ static void add_subhost(char *text)
     config.n_subhosts++;
 }
 
+static enum engine_loss loss_of(const char *text)
+{
+    return strcmp(text, "wait") == 0    ? ENGINE_LOSS_WAIT
+           : strcmp(text, "pause") == 0 ? ENGINE_LOSS_PAUSE
+                                        : ENGINE_LOSS_POISON;
+}
+
 static void parse(int argc, char **argv, uint64_t *sizes, uint32_t *n_sizes, uint64_t *seed)
 {
     static const struct option options[] = {
@@ -609,7 +622,7 @@ static void parse(int argc, char **argv, uint64_t *sizes, uint32_t *n_sizes, uin
         {"prefetch", 1, NULL, 'p'},  {"granule", 1, NULL, 'g'},   {"fault-threads", 1, NULL, 'f'},
         {"sample-ms", 1, NULL, 'm'}, {"lost-ms", 1, NULL, 'L'},   {"local", 1, NULL, 'o'},
         {"remote", 1, NULL, 'r'},    {"seed", 1, NULL, 'S'},      {"predictor", 1, NULL, 'P'},
-        {"spin-us", 1, NULL, 'u'},   {NULL, 0, NULL, 0},
+        {"spin-us", 1, NULL, 'u'},   {"lost-action", 1, NULL, 'A'}, {NULL, 0, NULL, 0},
     };
     int option;
 
@@ -632,6 +645,7 @@ static void parse(int argc, char **argv, uint64_t *sizes, uint32_t *n_sizes, uin
         case 'r': remote_percent = number; break;
         case 'S': *seed = number; break;
         case 'u': config.spin_us = number; break;
+        case 'A': config.lost_action = loss_of(optarg); break;
         case 'P': snprintf(config.predictor, sizeof(config.predictor), "%s", optarg); break;
         default: exit(2);
         }
@@ -669,6 +683,7 @@ int main(int argc, char **argv)
     config.layout = &layout;
     config.map = &map;
     config.zap = engine_zap;
+    config.pause = engine_pause;
     config.event = engine_tell;
     monitor_begin();
     say("return", json_string("ready"));

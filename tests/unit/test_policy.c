@@ -50,7 +50,7 @@ static void good_everything(void **state)
                                "weight = 3\n"
                                "[ subhost  two ]\n"
                                "uri: subhost:///run/two.sock = \n"
-                               "[pages]\ngranule = 128 KiB\nprefetch = 0\n"
+                               "[pages]\ngranule = 128 KiB\nprefetch = 0\nsubhost-timeout = 7\nsubhost-lost = pause\n"
                                "[predictor]\npolicy = fifo\nprofile-seconds = 9\nperiod-ms = 500\n"
                                "[migration]\nbandwidth = 100\ndowntime = 50\nconnections = 4\n"
                                "timeout = 600";
@@ -76,6 +76,8 @@ static void good_everything(void **state)
     assert_int_equal(policy.subhost[1].weight, 1);
     assert_int_equal(policy.granule, 128 * KIB);
     assert_int_equal(policy.prefetch, 0);
+    assert_int_equal(policy.subhost_timeout_s, 7);
+    assert_string_equal(policy.subhost_lost, "pause");
     assert_string_equal(policy.predictor, "fifo");
     assert_int_equal(policy.profile_seconds, 9);
     assert_int_equal(policy.period_ms, 500);
@@ -153,6 +155,7 @@ static const struct bad bad_files[] = {
     {GOOD_MAIN GOOD_SUBHOST "weight = 0\n", ":3: ", "at least one must be above 0"},
     {GOOD_MAIN "[pages]\ngranule = 3 MiB\n", ":4: ", "a power of two from 4 KiB to 2 MiB"},
     {GOOD_MAIN "[pages]\ngranule = 96 KiB\n", ":4: ", "a power of two"},
+    {GOOD_MAIN "[pages]\nsubhost-lost = die\n", ":4: ", "must be wait, pause or poison"},
     {GOOD_MAIN "[pages]\nprefetch = 513\n", ":4: ", "from 0 to 512"},
     {GOOD_MAIN "[predictor]\npolicy = lru\n", ":4: ", "must be one of smemv, fifo"},
     {GOOD_MAIN "[predictor]\nprofile-seconds = 1h\n", ":4: ", "a whole number from 0 to 3600"},
