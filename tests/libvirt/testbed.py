@@ -100,7 +100,10 @@ class Host:
 
     def __init__(self, bed, name, number):
         self.bed, self.name = bed, name
-        self.address = "10.213.0.%d" % number
+        self.addresses = [network % number for network in bed.networks]
+        # As they stand in URIs.  Control goes over the first network, memory over the last.
+        self.address, self.data = ["[%s]" % text if ":" in text else text for text in
+                                   (self.addresses[0], self.addresses[-1])]
         self.log_dir = os.path.join(bed.dir, name)
         os.mkdir(self.log_dir)
         env = dict(os.environ, LIBVIRT=bed.libvirt, NAME=name)
@@ -117,7 +120,7 @@ class Host:
             self.pid = int(file.read().split()[0])
         bed.connect(self)
         self.write("/etc/hosts", "127.0.0.1 localhost\n" + "".join(
-            "10.213.0.%d %s\n" % (i + 1, host) for i, host in enumerate(bed.NAMES)))
+            "%s %s\n" % (bed.networks[0] % (i + 1), host) for i, host in enumerate(bed.NAMES)))
 
     def path(self, path):
         """A path of the host as this process reaches it."""
@@ -129,7 +132,7 @@ class Host:
             file.write(text)
 
     def enter(self, argv):
-        return ["nsenter", "--target", str(self.pid), "--mount", "--net", "--pid", "--uts", "--ipc",
+        return ["nsenter", "--target", str(self.pid), "--root", "--mount", "--net", "--pid", "--uts", "--ipc",
                 "--"] + list(argv)
 
     def popen(self, argv, **more):
@@ -191,7 +194,7 @@ class LibvirtHost(Host):
         self.uri = "qemu+tcp://%s/system" % self.address
         self.pager_uri = "tcp:%s:%d" % (self.address, PAGER_PORT)
         self.write("/etc/libvirt/libvirtd.conf", LIBVIRTD_CONF % {
-            "address": self.address,
+            "address": self.addresses[0],
             "uuid": "6f0a6d3c-93c1-4b7f-8f5e-0000000000%02x" % number})
         self.write("/etc/libvirt/qemu.conf", QEMU_CONF)
         prefix = os.path.dirname(os.path.dirname(patched_qemu()))
@@ -214,10 +217,12 @@ class LibvirtHost(Host):
     def start_pager(self, env=None):
         self.pager = self.daemon("uffd-pager", [
             program("uffd-pager"), "--plaintext", "--control", "unix:" + PAGER_SOCKET, "--control",
-            self.pager_uri, "--data", "tcp:%s:0" % self.address, "--pidfile",
+            self.pager_uri, "--data", "tcp:%s:0" % self.data, "--pidfile",
             "/run/uffd-pager.pid"], env)
-        wait_until("uffd-pager on %s" % self.name, 20,
-                   lambda: os.path.exists(self.path("/run/uffd-pager.pid")))
+        wait_until("uffd-pager on %s" % self.name, 20, lambda: self.pager.poll() is not None or
+                   os.path.exists(self.path("/run/uffd-pager.pid")))
+        if self.pager.poll() is not None:
+            raise Failure("uffd-pager on %s ended at once" % self.name)
 
     def pager_call(self, verb, **arguments):
         return self.call(PAGER_SOCKET, verb, **arguments)
@@ -236,7 +241,7 @@ class SubhostHost(Host):
         self.socket = "/run/split-migrate/subhost.sock"
         self.server = self.daemon("subhost-server", [
             program("subhost-server"), "--memory", str(memory), "--listen",
-            "tcp:%s:10809" % self.address, "--control", "unix:" + self.socket, "--control",
+            "tcp:%s:10809" % self.data, "--control", "unix:" + self.socket, "--control",
             "tcp:%s:%d" % (self.address, SUBHOST_PORT), "--plaintext", "--pidfile",
             "/run/subhost.pid"])
         wait_until("subhost-server on %s" % name, 20,
@@ -326,7 +331,8 @@ DOMAIN_XML = """<domain type='qemu'>
 class Testbed:
     NAMES = ("source", "main", "sub1", "sub2")
 
-    def __init__(self, subhost_memory=512 * MIB):
+    def __init__(self, subhost_memory=512 * MIB, networks=("10.213.0.%d",)):
+        self.networks = networks
         self.dir = tempfile.mkdtemp(prefix="smv-", dir="/dev/shm")
         self.holders, self.processes, self._files = [], [], None
         try:
@@ -337,7 +343,9 @@ class Testbed:
             self.main = LibvirtHost(self, "main", 2)
             self.subhosts = [SubhostHost(self, "sub1", 3, subhost_memory),
                              SubhostHost(self, "sub2", 4, subhost_memory)]
-        except BaseException:
+        except BaseException as error:
+            if not isinstance(error, SystemExit):
+                self.show_logs()
             self.close()
             raise
 
@@ -352,7 +360,8 @@ class Testbed:
     def _switch(self):
         self.switch = subprocess.Popen(
             ["unshare", "--net", "sh", "-c",
-             "ip link add br0 type bridge && ip link set br0 up && echo ready && exec sleep infinity"],
+             " && ".join("ip link add br%d type bridge && ip link set br%d up" % (i, i)
+                         for i in range(len(self.networks))) + " && echo ready && exec sleep infinity"],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             preexec_fn=die_with_parent)
         self.holders.append(self.switch)
@@ -363,12 +372,15 @@ class Testbed:
     def connect(self, host):
         def ip(where, *words):
             subprocess.run(["nsenter", "--target", str(where), "--net", "--", "ip"] + list(words), check=True)
-        port = "p-" + host.name
-        ip(self.switch.pid, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns",
-           str(host.pid))
-        ip(self.switch.pid, "link", "set", port, "master", "br0", "up")
-        ip(host.pid, "addr", "add", host.address + "/24", "dev", "eth0")
-        ip(host.pid, "link", "set", "eth0", "up")
+        for i, address in enumerate(host.addresses):
+            port, device = "p%d-%s" % (i, host.name), "eth%d" % i
+            ip(self.switch.pid, "link", "add", port, "type", "veth", "peer", "name", device, "netns",
+               str(host.pid))
+            ip(self.switch.pid, "link", "set", port, "master", "br%d" % i, "up")
+            # An IPv6 address can be used at once if nobody asks whether it is somebody else's.
+            ip(host.pid, "addr", "add", *(
+                (address + "/64", "dev", device, "nodad") if ":" in address else (address + "/24", "dev", device)))
+            ip(host.pid, "link", "set", device, "up")
 
     def _guest_files(self):
         if not self._files:
