@@ -114,7 +114,7 @@ tools: all $(TEST_TOOLS) $(B)/bin/mover-floor
 DEPS_BUILD = gcc make libc6-dev pkg-config libjansson-dev libinih-dev libvirt-dev libxml2-dev
 DEPS_TEST = python3 libcmocka-dev libnbd-bin nbdkit qemu-utils fio cpio gzip procps ca-certificates \
             busybox-static xz-utils apt-utils dpkg-dev clang libclang-rt-14-dev clang-tidy cppcheck \
-            shellcheck mandoc iproute2 kmod
+            shellcheck mandoc iproute2 kmod systemd
 DEPS = $(DEPS_BUILD) $(DEPS_TEST)
 
 deps:  ## install the packages that are missing (as root; otherwise print the line)

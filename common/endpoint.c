@@ -4,6 +4,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <grp.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -199,6 +200,40 @@ static uint16_t endpoint_bound_port(int fd)
         return 0;
     }
     return ntohs(bound.any.sa_family == AF_INET6 ? bound.v6.sin6_port : bound.v4.sin_port);
+}
+
+int endpoint_group(const char *text, gid_t *gid, struct reason *reason)
+{
+    char buffer[16384]; /* a group may have many members */
+    struct group group, *found = NULL;
+    char *end;
+
+    errno = 0;
+    unsigned long number = strtoul(text, &end, 10);
+    if (*text >= '0' && *text <= '9' && !*end && !errno && number < UINT32_MAX) {
+        *gid = (gid_t)number;
+        return 0;
+    }
+    getgrnam_r(text, &group, buffer, sizeof(buffer), &found);
+    if (!found) {
+        return reason_set(reason, -EINVAL, "there is no group '%.100s' on this host", text);
+    }
+    *gid = found->gr_gid;
+    return 0;
+}
+
+int endpoint_share(const struct endpoint *endpoint, gid_t group, struct reason *reason)
+{
+    if (!endpoint->is_unix) {
+        return 0;
+    }
+    /* The group first: until then nobody else may connect. */
+    if (chown(endpoint->host, (uid_t)-1, group) < 0 || chmod(endpoint->host, 0660) < 0) {
+        return reason_set(reason, -errno,
+                          "%.120s cannot be given to group %u (is this process a member?): %m",
+                          endpoint->host, (unsigned)group);
+    }
+    return 0;
 }
 
 int endpoint_listen(struct endpoint *endpoint, struct reason *reason)

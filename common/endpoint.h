@@ -10,6 +10,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "common/log.h"
 
@@ -37,6 +38,15 @@ bool endpoint_is_local(const struct endpoint *endpoint);
  * Return: a close-on-exec, blocking socket, or -errno with a sentence in @reason.
  */
 int endpoint_listen(struct endpoint *endpoint, struct reason *reason);
+
+/** endpoint_group() - a group by its name or number; Return: 0, or -EINVAL with a sentence in @reason */
+int endpoint_group(const char *text, gid_t *gid, struct reason *reason);
+
+/**
+ * endpoint_share() - let the members of @group connect to a UNIX socket, beside its owner
+ * Only the owner may before.  For TCP this is nothing.  Return: 0, or -errno with a sentence in @reason.
+ */
+int endpoint_share(const struct endpoint *endpoint, gid_t group, struct reason *reason);
 
 /**
  * endpoint_connect() - connect within a time limit; TCP_NODELAY is set

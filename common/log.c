@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -14,11 +15,22 @@ static char log_instance[64];
 static enum log_level log_max = LOG_LEVEL_INFO;
 static bool log_journal;
 
+/* sd-daemon(3): the journal reads us only if JOURNAL_STREAM names what stderr is. */
+static bool log_is_journal(void)
+{
+    const char *stream = getenv("JOURNAL_STREAM");
+    unsigned long long device, inode;
+    struct stat st;
+
+    return stream && sscanf(stream, "%llu:%llu", &device, &inode) == 2 &&
+           fstat(STDERR_FILENO, &st) == 0 && st.st_dev == device && st.st_ino == inode;
+}
+
 void log_init(const char *program, enum log_level level)
 {
     log_program = program;
     log_max = level;
-    log_journal = getenv("JOURNAL_STREAM") != NULL;
+    log_journal = log_is_journal();
 }
 
 void log_set_instance(const char *instance)
@@ -39,8 +51,8 @@ static int log_prefix(enum log_level level, char *line, size_t size)
     const char *close = log_instance[0] ? "]" : "";
 
     if (log_journal) {
-        return snprintf(line, size, "<%d>%s%s%s%s: %s: ", priorities[level], log_program, open,
-                        log_instance, close, names[level]);
+        return snprintf(line, size, "<%d>%s%s", priorities[level], log_instance,
+                        log_instance[0] ? ": " : "");
     }
     struct timespec now;
     struct tm tm;

@@ -13,8 +13,8 @@ enum log_level { LOG_LEVEL_ERROR, LOG_LEVEL_WARN, LOG_LEVEL_INFO, LOG_LEVEL_DEBU
  * @program: kept by reference; a literal, e.g. "uffd-pager"
  * @level: messages above this level are dropped
  *
- * When stderr is the journal (JOURNAL_STREAM is set) lines get "<N>" priority
- * prefixes instead of a time stamp.  Call once, before threads start.
+ * When stderr is the journal (JOURNAL_STREAM names it) lines get "<N>" priority
+ * prefixes; time and program are the journal's own to say.  Call once, before threads start.
  */
 void log_init(const char *program, enum log_level level);
 

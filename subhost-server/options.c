@@ -11,7 +11,7 @@
 #include "common/version.h"
 
 #define DEFAULT_LISTEN "tcp:127.0.0.1:10809"
-#define DEFAULT_CONTROL "unix:/run/split-migrate/subhost.sock"
+#define DEFAULT_CONTROL "unix:/run/subhost/subhost.sock"
 #define MAX_CONNECTIONS 65536
 #define MAX_SPIN_US 1000000
 
@@ -19,6 +19,7 @@ enum {
     OPT_MEMORY = 1000,
     OPT_LISTEN,
     OPT_CONTROL,
+    OPT_CONTROL_GROUP,
     OPT_PLAINTEXT,
     OPT_STATE_DIR,
     OPT_FORGET,
@@ -41,6 +42,7 @@ static const struct row {
     {OPT_MEMORY, "memory", "SIZE", "memory to lend, in bytes or with a unit (64G); required"},
     {OPT_LISTEN, "listen", "ADDR", "serve pages here; repeatable (" DEFAULT_LISTEN ")"},
     {OPT_CONTROL, "control", "ADDR", "be controlled here; repeatable (" DEFAULT_CONTROL ")"},
+    {OPT_CONTROL_GROUP, "control-group", "GROUP", "its members may control by UNIX sockets, too"},
     {OPT_PLAINTEXT, "plaintext", NULL, "allow addresses that other hosts can reach, without TLS"},
     {OPT_STATE_DIR, "state-dir", "DIR", "keep regions in this directory on tmpfs when the server ends"},
     {OPT_FORGET, "forget", NULL, "free the regions in --state-dir that a server left there, and exit"},
@@ -116,6 +118,9 @@ static int apply(struct options *options, int id, const char *value, struct reas
         return add_endpoint(options->listen, &options->n_listen, "listen", value, reason);
     case OPT_CONTROL:
         return add_endpoint(options->control, &options->n_control, "control", value, reason);
+    case OPT_CONTROL_GROUP:
+        options->control_group = value;
+        return *value ? 0 : reason_set(reason, -EINVAL, "--control-group needs a group's name");
     case OPT_PLAINTEXT:
         options->plaintext = true;
         return 0;

@@ -17,8 +17,9 @@ struct options {
     unsigned n_listen;
     struct endpoint control[OPTIONS_MAX_LISTEN];
     unsigned n_control;
-    const char *pidfile;   /* NULL: none */
-    const char *state_dir; /* NULL: regions end with the server */
+    const char *control_group; /* may control by UNIX sockets, too; NULL: only our user and root */
+    const char *pidfile;       /* NULL: none */
+    const char *state_dir;     /* NULL: regions end with the server */
     bool forget;
     unsigned max_connections;
     unsigned spin_us;

@@ -19,6 +19,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "common/notify.h"
 #include "common/units.h"
 #include "common/version.h"
 #include "subhost-server/export.h"
@@ -120,6 +121,11 @@ static int start_control(struct server *server, struct reason *reason)
     struct control_config config;
     char text[ENDPOINT_TEXT_LEN];
 
+    gid_t group = 0;
+    int err = options->control_group ? endpoint_group(options->control_group, &group, reason) : 0;
+    if (err) {
+        return err;
+    }
     verbs_config(&config, server);
     for (unsigned i = 0; i < options->n_control; i++) {
         server->control[i] = options->control[i];
@@ -127,7 +133,12 @@ static int start_control(struct server *server, struct reason *reason)
         if (fd < 0) {
             return fd;
         }
-        int err = control_server_start(&server->controls[i], fd, &config);
+        err = options->control_group ? endpoint_share(&server->control[i], group, reason) : 0;
+        if (err) {
+            close(fd);
+            return err;
+        }
+        err = control_server_start(&server->controls[i], fd, &config);
         if (err) {
             return reason_set(reason, err, "cannot be controlled: %s", strerror(-err));
         }
@@ -282,8 +293,10 @@ int server_run(const struct options *options, struct reason *reason)
     }
     if (!err) {
         log_info("version %s is ready", SPLIT_MIGRATE_VERSION);
+        notify_service("READY=1");
         sigwait(&signals, &number);
         log_info("stopping: %s", strsignal(number));
+        notify_service("STOPPING=1");
         if (options->pidfile) {
             unlink(options->pidfile);
         }

@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 #include "common/control.h"
+#include "common/notify.h"
 #include "common/units.h"
 #include "common/version.h"
 #include "uffd-pager/guests.h"
@@ -271,6 +272,22 @@ static void *daemon_accept_thread(void *arg)
     return NULL;
 }
 
+/* Listen on a UNIX or TCP address; a UNIX socket is shared with @group. */
+static int daemon_listen(struct endpoint *endpoint, const char *group, struct reason *reason)
+{
+    gid_t gid = 0;
+    int err = group ? endpoint_group(group, &gid, reason) : 0;
+    int listener = err ? err : endpoint_listen(endpoint, reason);
+
+    if (listener >= 0 && group) {
+        err = endpoint_share(endpoint, gid, reason);
+    }
+    if (err && listener >= 0) {
+        close(listener);
+    }
+    return err ? err : listener;
+}
+
 static int daemon_start(struct daemon *daemon, struct reason *reason)
 {
     const struct daemon_config *config = daemon->config;
@@ -302,13 +319,13 @@ static int daemon_start(struct daemon *daemon, struct reason *reason)
     if (err) {
         return err;
     }
-    daemon->handoff = endpoint_listen(&handoff, reason);
+    daemon->handoff = daemon_listen(&handoff, config->handoff_group, reason);
     if (daemon->handoff < 0) {
         return daemon->handoff;
     }
     for (unsigned i = 0; i < config->n_controls; i++) {
         struct endpoint endpoint = config->control[i];
-        int listener = endpoint_listen(&endpoint, reason);
+        int listener = daemon_listen(&endpoint, config->control_group, reason);
         if (listener < 0) {
             return listener;
         }
@@ -361,8 +378,10 @@ int daemon_main(const struct daemon_config *config)
         return EXIT_FAILURE;
     }
     log_info("ready: hand-offs at %s", config->handoff.host);
+    notify_service("READY=1");
     sigwait(&signals, &signal_number);
     log_info("stopping; guests go on");
+    notify_service("STOPPING=1");
     if (config->pidfile) {
         unlink(config->pidfile);
     }

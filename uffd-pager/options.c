@@ -17,6 +17,8 @@ static const struct options_row {
     {'r', "run-dir", "DIR", "folder for sockets and page maps, on tmpfs (default /run/split-migrate)"},
     {'H', "handoff", "ADDR", "where QEMU hands guests over (default unix:RUN-DIR/handoff.sock)"},
     {'c', "control", "ADDR", "where controllers connect; may be repeated (default unix:RUN-DIR/uffd-pager.sock)"},
+    {'G', "handoff-group", "GROUP", "its members may hand guests over (default only this user and root)"},
+    {'C', "control-group", "GROUP", "its members may control by UNIX sockets (default as above)"},
     {'d', "data", "ADDR", "where arriving guests' memory is received (default tcp:127.0.0.1:0)"},
     {'p', "plaintext", NULL, "allow addresses that other hosts can reach, without encryption"},
     {'P', "pidfile", "FILE", "write the process id there once ready"},
@@ -82,6 +84,12 @@ static void options_take(struct options *options, int key, const char *arg, bool
             break;
         }
         options_endpoint(options, "control", arg, &daemon->control[daemon->n_controls++]);
+        break;
+    case 'G':
+        daemon->handoff_group = arg;
+        break;
+    case 'C':
+        daemon->control_group = arg;
         break;
     case 'd':
         options_endpoint(options, "data", arg, &daemon->data);

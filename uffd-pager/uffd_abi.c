@@ -29,7 +29,8 @@ static int uffd_ioctl(int uffd, unsigned long request, void *arg)
 uint64_t uffd_features(void)
 {
     struct uffdio_api api = {.api = UFFD_API};
-    int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+    /* Everybody may have a descriptor of this kind; it is only asked what the kernel knows. */
+    int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
 
     if (fd < 0) {
         return UFFD_WANTED;

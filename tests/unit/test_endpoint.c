@@ -5,6 +5,7 @@
 #include <stddef.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -92,6 +93,36 @@ static void sockets_listen_and_connect(void **state)
     unlink(listening[2].host);
 }
 
+static void a_socket_is_shared_with_a_group(void **state)
+{
+    struct endpoint endpoint = {.is_unix = true};
+    struct reason reason = {""};
+    struct stat st;
+    gid_t group;
+
+    (void)state;
+    assert_int_equal(endpoint_group("nobody has such a group", &group, &reason), -EINVAL);
+    assert_non_null(strstr(reason.text, "there is no group 'nobody has such a group'"));
+    assert_int_equal(endpoint_group("12x", &group, &reason), -EINVAL);
+    assert_int_equal(endpoint_group("daemon", &group, &reason), 0);
+    char number[32];
+    snprintf(number, sizeof(number), "%u", (unsigned)getgid());
+    assert_int_equal(endpoint_group(number, &group, &reason), 0);
+    assert_int_equal(group, getgid());
+    snprintf(endpoint.host, sizeof(endpoint.host), "/tmp/test_endpoint_group.%d", (int)getpid());
+    int listener = endpoint_listen(&endpoint, &reason);
+    assert_true(listener >= 0);
+    assert_int_equal(stat(endpoint.host, &st), 0);
+    assert_int_equal(st.st_mode & 0777, 0600);
+    assert_int_equal(endpoint_share(&endpoint, group, &reason), 0);
+    assert_int_equal(stat(endpoint.host, &st), 0);
+    assert_int_equal(st.st_mode & 0777, 0660);
+    assert_int_equal(st.st_gid, group);
+    close(listener);
+    unlink(endpoint.host);
+    assert_int_equal(endpoint_share(&endpoint, group, &reason), -ENOENT);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -99,6 +130,7 @@ int main(void)
         cmocka_unit_test(bad_addresses_are_named),
         cmocka_unit_test(only_loopback_is_local),
         cmocka_unit_test(sockets_listen_and_connect),
+        cmocka_unit_test(a_socket_is_shared_with_a_group),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Run tests/tools/guestplay, a native guest in QEMU's place, and move it from pager to pager."""
+
+import json
+import os
+import queue
+import subprocess
+import threading
+import time
+import uuid as uuidlib
+
+from cluster import BUILD, MIB, Control, Failure
+
+SIZES = (61 * MIB, 18 * MIB)
+
+
+class GuestPlay:
+    """pager: anything with .handoff; prefix: words before the command, such as setpriv's."""
+
+    def __init__(self, cluster, pager, name, incoming=False, prefix=()):
+        words = list(prefix) + [os.path.join(BUILD, "tests", "tools", "guestplay"), "--socket", pager.handoff, "--uuid",
+                 cluster.uuid, "--threads", "3", "--state", os.path.join(cluster.dir, "state"),
+                 "--size=%dM" % (SIZES[0] // MIB), "--size=%dM" % (SIZES[1] // MIB)]
+        self.process = subprocess.Popen(words + (["--incoming"] if incoming else []),
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        cluster.processes.append(self.process)
+        self.name, self.answers = name, queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+        if self._answer() != "ready":
+            raise Failure("%s is not attached" % name)
+
+    def _read(self):
+        for line in self.process.stdout:
+            self.answers.put(json.loads(line)["return"])
+        self.answers.put(None)
+
+    def _answer(self, seconds=90):
+        try:
+            answer = self.answers.get(timeout=seconds)
+        except queue.Empty:
+            raise Failure("%s does not answer: its memory hangs" % self.name) from None
+        if answer is None:
+            raise Failure("%s ended with status %s" % (self.name, self.process.wait(5)))
+        return answer
+
+    def __call__(self, *words):
+        self.process.stdin.write((" ".join(map(str, words)) + "\n").encode())
+        self.process.stdin.flush()
+        return self._answer()
+
+    def good(self, *words):
+        answer = self(*words)
+        if answer is not True and answer != 0 and answer.get("err") != 0:
+            raise Failure("%s: %s: %s" % (self.name, words, answer))
+
+    def run(self, seconds):
+        before = self("stats")["checks"]
+        self("go")
+        time.sleep(seconds)
+        self("halt")
+        stats = self("stats")
+        if stats["checks"] < before + 100 or stats["errors"] or stats["lost"]:
+            raise Failure("%s: %s, before: %d checks" % (self.name, stats, before))
+
+    def check(self):
+        self("halt")
+        self("verify")
+        stats = self("stats")
+        if stats["errors"] or stats["lost"]:
+            raise Failure("%s: %s" % (self.name, stats))
+
+
+def subhost_arguments(cluster, control):
+    arguments = []
+    for i, subhost in enumerate(cluster.subhosts):
+        control[i].call("region-create", name=cluster.uuid, size=96 * MIB, reserve=64 * MIB, ticket="t%d" % i)
+        arguments.append({"name": subhost.name, "data": subhost.data, "control": "unix:" + subhost.control_path,
+                          "export": cluster.uuid + ".t%d" % i, "ticket": "t%d" % i, "limit": 64 * MIB,
+                          "weight": i + 1})
+    return arguments
+
+
+def move(cluster, source, target, here, there):
+    migration = str(uuidlib.uuid4())
+    regions = [Control(s.control_path) for s in cluster.subhosts]
+    subhosts = subhost_arguments(cluster, regions)
+    arrival, departure = Control(target.control_path, 60), Control(source.control_path, 60)
+    here("go")
+    for _ in range(3):  # its end must leave no fault without an answer, whenever it comes
+        departure.call("outgoing-profile", uuid=cluster.uuid, seconds=1, period_ms=5)
+        here("halt")
+        here("go")
+    profile = departure.call("outgoing-profile", uuid=cluster.uuid, seconds=1, period_ms=200)
+    if profile["periods"] < 2 or not 0 < profile["chunks_accessed"] <= 40:
+        raise Failure("profile: %s" % profile)
+    answer = arrival.call("incoming-prepare", uuid=cluster.uuid, migration=migration, ticket="x", budget=24 * MIB,
+                          sample_period_ms=100, prefetch=16, subhosts=subhosts)
+    departure.call("outgoing-prepare", uuid=cluster.uuid, migration=migration, subhosts=subhosts,
+                   main={"data": answer["data"], "export": answer["export"], "budget": 20 * MIB})
+    if here("armed") != migration:
+        raise Failure("the source is not armed")
+    waiter = threading.Thread(target=there.good, args=("incoming", migration))
+    waiter.start()
+    here.good("migrate", 2)
+    waiter.join(60)
+    here.good("end", 0)
+    for control in regions + [arrival, departure]:
+        control.close()
