@@ -90,7 +90,10 @@ def move(cluster, source, target, here, there):
         departure.call("outgoing-profile", uuid=cluster.uuid, seconds=1, period_ms=5)
         here("halt")
         here("go")
-    profile = departure.call("outgoing-profile", uuid=cluster.uuid, seconds=1, period_ms=200)
+    for seconds in 1, 4, 16:  # a busy machine may leave no time for two periods in the first second
+        profile = departure.call("outgoing-profile", uuid=cluster.uuid, seconds=seconds, period_ms=200)
+        if profile["periods"] >= 2:
+            break
     if profile["periods"] < 2 or not 0 < profile["chunks_accessed"] <= 40:
         raise Failure("profile: %s" % profile)
     answer = arrival.call("incoming-prepare", uuid=cluster.uuid, migration=migration, ticket="x", budget=24 * MIB,
