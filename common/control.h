@@ -55,6 +55,7 @@ struct control_config {
     void *opaque;
     /* may be NULL; runs in the connection's thread when the peer is gone, before it is freed */
     void (*on_close)(void *opaque, struct control_peer *peer);
+    bool tls; /* peers must do a TLS handshake first */
 };
 
 /**
@@ -83,8 +84,8 @@ struct control_client;
 typedef void (*control_on_event)(void *opaque, const char *name, const json_t *data);
 
 /**
- * control_connect() - connect and read the greeting (ours or QMP's; for QMP also
- * negotiates with qmp_capabilities)
+ * control_connect() - connect, with TLS if @endpoint says so, and read the greeting (ours or QMP's;
+ * for QMP also negotiates with qmp_capabilities)
  * Return: 0, or -errno with a sentence in @reason.  Not thread-safe: one user per client.
  */
 int control_connect(struct control_client **client, const struct endpoint *endpoint,

@@ -10,6 +10,7 @@
 #include "common/units.h"
 
 struct control_client {
+    struct channel channel;
     struct control_line line;
     control_on_event on_event;
     void *opaque;
@@ -55,17 +56,18 @@ int control_connect(struct control_client **out, const struct endpoint *endpoint
     if (!client) {
         return -ENOMEM;
     }
-    int fd = endpoint_connect(endpoint, timeout_ms, reason);
-    if (fd < 0) {
+    int err = channel_connect(&client->channel, endpoint, timeout_ms, reason);
+    if (err < 0) {
         free(client);
-        return fd;
+        return err;
     }
-    control_line_init(&client->line, fd);
-    int err = control_greeting(client, deadline, &greeting);
+    control_line_init(&client->line, &client->channel);
+    err = control_greeting(client, deadline, &greeting);
     bool qmp = greeting && json_object_get(greeting, "QMP");
     if (err < 0) {
-        err = reason_set(reason, err, "%s does not answer as a control socket",
-                         endpoint_format(endpoint, text));
+        const char *why = client->channel.tls ? channel_error(&client->channel, err) : NULL;
+        err = reason_set(reason, err, "%.120s does not answer as a control socket%s%.100s",
+                         endpoint_format(endpoint, text), why ? ": " : "", why ? why : "");
     } else if (qmp) {
         err = control_call(client, "qmp_capabilities", NULL, NULL, timeout_ms, reason);
     }
@@ -131,7 +133,7 @@ int control_call(struct control_client *client, const char *verb, json_t *args, 
     if (args) {
         json_object_set_new(request, "arguments", args);
     }
-    int err = client->broken ? -ECONNRESET : control_line_write(client->line.fd, request);
+    int err = client->broken ? -ECONNRESET : control_line_write(&client->channel, request);
     json_decref(request);
     if (err < 0) {
         client->broken = true;
@@ -176,13 +178,13 @@ int control_poll(struct control_client *client)
 
 int control_fd(const struct control_client *client)
 {
-    return client->line.fd;
+    return client->channel.fd;
 }
 
 void control_close(struct control_client *client)
 {
     if (client) {
-        close(client->line.fd);
+        channel_close(&client->channel);
         control_line_free(&client->line);
         free(client);
     }

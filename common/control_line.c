@@ -11,10 +11,10 @@
 #include "common/control.h"
 #include "common/units.h"
 
-void control_line_init(struct control_line *line, int fd)
+void control_line_init(struct control_line *line, const struct channel *channel)
 {
     memset(line, 0, sizeof(*line));
-    line->fd = fd;
+    line->channel = channel;
 }
 
 void control_line_free(struct control_line *line)
@@ -92,25 +92,26 @@ int control_line_read(struct control_line *line, uint64_t deadline_us, json_t **
         if (err < 0) {
             return reason_set(reason, err, "the line is longer than %u bytes", CONTROL_MAX_LINE);
         }
-        ssize_t n =
-            recv(line->fd, line->buffer + line->used, line->size - line->used, MSG_DONTWAIT);
+        ssize_t n = channel_recv(line->channel, line->buffer + line->used, line->size - line->used,
+                                 MSG_DONTWAIT);
         if (n == 0) {
             return reason_set(reason, -ECONNRESET, "the peer closed the control connection");
         }
         if (n > 0) {
             line->used += (size_t)n;
-        } else if (errno == EAGAIN) {
-            err = control_line_wait(line->fd, deadline_us);
+        } else if (n == -EAGAIN) {
+            err = control_line_wait(line->channel->fd, deadline_us);
             if (err < 0) {
                 return reason_set(reason, err, "the peer did not answer in time");
             }
-        } else if (errno != EINTR) {
-            return reason_set(reason, -errno, "the control connection broke: %m");
+        } else if (n != -EINTR) {
+            return reason_set(reason, (int)n, "the control connection broke: %s",
+                              channel_error(line->channel, (int)n));
         }
     }
 }
 
-int control_line_write(int fd, const json_t *object)
+int control_line_write(const struct channel *channel, const json_t *object)
 {
     char *text = json_dumps(object, JSON_COMPACT | JSON_ENCODE_ANY);
 
@@ -122,12 +123,12 @@ int control_line_write(int fd, const json_t *object)
     text[left++] = '\n'; /* instead of the NUL */
     int err = 0;
     while (left && !err) {
-        ssize_t n = send(fd, p, left, MSG_NOSIGNAL);
+        ssize_t n = channel_send(channel, p, left, 0);
         if (n > 0) {
             p += n;
             left -= (size_t)n;
-        } else if (errno != EINTR) {
-            err = -errno;
+        } else if (n != -EINTR) {
+            err = (int)n;
         }
     }
     free(text);

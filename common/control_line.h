@@ -1,23 +1,24 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* control_line.h - JSON lines on a socket, for the control server and client */
+/* control_line.h - JSON lines on a channel, for the control server and client */
 #ifndef COMMON_CONTROL_LINE_H
 #define COMMON_CONTROL_LINE_H
 
 #include <jansson.h>
 #include <stdint.h>
 
+#include "common/channel.h"
 #include "common/log.h"
 
 struct control_line {
-    int fd;
+    const struct channel *channel;
     char *buffer; /* grows up to CONTROL_MAX_LINE */
     size_t used;
     size_t size;
     size_t scanned; /* no newline before this */
 };
 
-/** control_line_init() - @fd is borrowed */
-void control_line_init(struct control_line *line, int fd);
+/** control_line_init() - @channel is borrowed */
+void control_line_init(struct control_line *line, const struct channel *channel);
 void control_line_free(struct control_line *line);
 
 /**
@@ -31,6 +32,6 @@ int control_line_read(struct control_line *line, uint64_t deadline_us, json_t **
                       struct reason *reason);
 
 /** control_line_write() - write @object (borrowed) and a newline. Return: 0 or -errno. */
-int control_line_write(int fd, const json_t *object);
+int control_line_write(const struct channel *channel, const json_t *object);
 
 #endif

@@ -7,7 +7,6 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
-#include <sys/time.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -24,7 +23,8 @@ struct control_peer {
     struct control_server *server;
     struct control_peer *next;
     pthread_mutex_t write_lock;
-    int fd;
+    struct channel channel;
+    bool ready; /* TLS is done or not wanted; guarded by write_lock */
     void *data;
 };
 
@@ -45,8 +45,8 @@ struct control_server {
 static void control_peer_send(struct control_peer *peer, const json_t *object)
 {
     pthread_mutex_lock(&peer->write_lock);
-    if (control_line_write(peer->fd, object) < 0) {
-        shutdown(peer->fd, SHUT_RDWR);
+    if (peer->ready && control_line_write(&peer->channel, object) < 0) {
+        shutdown(peer->channel.fd, SHUT_RDWR);
     }
     pthread_mutex_unlock(&peer->write_lock);
 }
@@ -118,7 +118,7 @@ static void control_serve(struct control_peer *peer)
 {
     struct control_line line;
 
-    control_line_init(&line, peer->fd);
+    control_line_init(&line, &peer->channel);
     control_greet(peer);
     for (;;) {
         struct reason reason = {""};
@@ -137,13 +137,31 @@ static void control_serve(struct control_peer *peer)
     control_line_free(&line);
 }
 
+/* Nothing is said to a peer, not even an event, before TLS is done. */
+static int control_admit(struct control_peer *peer)
+{
+    struct channel channel = peer->channel;
+    int err = peer->server->config.tls ? channel_secure(&channel, NULL, UINT64_MAX, NULL) : 0;
+
+    if (!err) {
+        channel_timeout(&channel, CONTROL_SEND_TIMEOUT_S * 1000);
+        pthread_mutex_lock(&peer->write_lock);
+        peer->channel = channel;
+        peer->ready = true;
+        pthread_mutex_unlock(&peer->write_lock);
+    }
+    return err;
+}
+
 static void *control_peer_thread(void *arg)
 {
     struct control_peer *peer = arg;
     struct control_server *server = peer->server;
 
     pthread_setname_np(pthread_self(), "control");
-    control_serve(peer);
+    if (control_admit(peer) == 0) {
+        control_serve(peer);
+    }
     if (server->config.on_close) {
         server->config.on_close(server->config.opaque, peer);
     }
@@ -157,7 +175,7 @@ static void *control_peer_thread(void *arg)
     server->n_peers--;
     pthread_cond_broadcast(&server->empty);
     pthread_mutex_unlock(&server->lock);
-    close(peer->fd);
+    channel_close(&peer->channel);
     pthread_mutex_destroy(&peer->write_lock);
     free(peer);
     return NULL;
@@ -178,7 +196,6 @@ static int control_start_thread(pthread_t *thread, void *(*run)(void *), void *a
 
 static void control_add_peer(struct control_server *server, int fd)
 {
-    struct timeval timeout = {.tv_sec = CONTROL_SEND_TIMEOUT_S};
     struct control_peer *peer = calloc(1, sizeof(*peer));
     pthread_t thread;
 
@@ -186,9 +203,8 @@ static void control_add_peer(struct control_server *server, int fd)
         close(fd);
         return;
     }
-    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof(timeout));
     peer->server = server;
-    peer->fd = fd;
+    peer->channel = (struct channel){.fd = fd};
     pthread_mutex_init(&peer->write_lock, NULL);
     pthread_mutex_lock(&server->lock);
     bool room = server->n_peers < CONTROL_MAX_CONNECTIONS;
@@ -276,7 +292,7 @@ void control_server_stop(struct control_server *server)
     close(server->listener);
     pthread_mutex_lock(&server->lock);
     for (struct control_peer *peer = server->peers; peer; peer = peer->next) {
-        shutdown(peer->fd, SHUT_RDWR);
+        shutdown(peer->channel.fd, SHUT_RDWR);
     }
     while (server->n_peers) {
         pthread_cond_wait(&server->empty, &server->lock);

@@ -19,8 +19,15 @@
 
 #include "common/units.h"
 
-#define ENDPOINT_FORMS "expected unix:PATH or tcp:HOST:PORT"
+#define ENDPOINT_FORMS "expected unix:PATH, tcp:HOST:PORT or tls:HOST:PORT"
 #define ENDPOINT_BACKLOG 256
+
+static bool refuse_exposed;
+
+void endpoint_refuse_exposed(void)
+{
+    refuse_exposed = true;
+}
 
 static int endpoint_parse_port(const char *text, uint16_t *port)
 {
@@ -51,7 +58,9 @@ int endpoint_parse(const char *text, struct endpoint *endpoint, struct reason *r
         return 0;
     }
     const char *host = text + 4;
-    const char *colon = strncmp(text, "tcp:", 4) == 0 ? strrchr(host, ':') : NULL;
+    endpoint->tls = strncmp(text, "tls:", 4) == 0;
+    const char *colon =
+        endpoint->tls || strncmp(text, "tcp:", 4) == 0 ? strrchr(host, ':') : NULL;
     if (!colon) {
         return reason_set(reason, -EINVAL, "address '%s' is of no known form: " ENDPOINT_FORMS, text);
     }
@@ -79,8 +88,8 @@ const char *endpoint_format(const struct endpoint *endpoint, char text[ENDPOINT_
         snprintf(text, ENDPOINT_TEXT_LEN, "unix:%s", endpoint->host);
     } else {
         bool v6 = strchr(endpoint->host, ':') != NULL;
-        snprintf(text, ENDPOINT_TEXT_LEN, "tcp:%s%s%s:%u", v6 ? "[" : "", endpoint->host,
-                 v6 ? "]" : "", endpoint->port);
+        snprintf(text, ENDPOINT_TEXT_LEN, "%s:%s%s%s:%u", endpoint->tls ? "tls" : "tcp",
+                 v6 ? "[" : "", endpoint->host, v6 ? "]" : "", endpoint->port);
     }
     return text;
 }
@@ -304,6 +313,12 @@ int endpoint_connect(const struct endpoint *endpoint, int timeout_ms, struct rea
     char text[ENDPOINT_TEXT_LEN];
     int fd;
 
+    if (refuse_exposed && endpoint_is_exposed(endpoint)) {
+        return reason_set(reason, -EPERM,
+                          "%.120s is on another host and has no TLS: give it as tls:HOST:PORT, or "
+                          "start this program with --plaintext",
+                          endpoint_format(endpoint, text));
+    }
     if (endpoint->is_unix) {
         struct sockaddr_un address;
         endpoint_unix_address(endpoint, &address);

@@ -3,7 +3,8 @@
  * endpoint.h - addresses of our sockets: parse, print, listen, connect
  *
  * Text forms:  unix:/run/x.sock   tcp:HOST:PORT   tcp:[::1]:PORT   tcp::PORT (any address)
- * A policy's sub-host URI  subhost://HOST[:PORT]  is a tcp endpoint with port 10810 by default.
+ *              tls:HOST:PORT, as tcp: with TLS
+ * A policy's sub-host URI  subhost://HOST[:PORT]  has port 10810 by default.
  */
 #ifndef COMMON_ENDPOINT_H
 #define COMMON_ENDPOINT_H
@@ -18,6 +19,7 @@
 
 struct endpoint {
     bool is_unix;
+    bool tls;
     char host[256]; /* or the path; "" for any address */
     uint16_t port;
 };
@@ -30,6 +32,15 @@ const char *endpoint_format(const struct endpoint *endpoint, char text[ENDPOINT_
 
 /** endpoint_is_local() - true for UNIX sockets and loopback addresses */
 bool endpoint_is_local(const struct endpoint *endpoint);
+
+/** endpoint_is_exposed() - true if other hosts are talked to, and without TLS */
+static inline bool endpoint_is_exposed(const struct endpoint *endpoint)
+{
+    return !endpoint->tls && !endpoint_is_local(endpoint);
+}
+
+/** endpoint_refuse_exposed() - from now on endpoint_connect() refuses exposed addresses (-EPERM) */
+void endpoint_refuse_exposed(void);
 
 /**
  * endpoint_listen() - bind and listen; a stale UNIX socket nobody listens on is replaced
@@ -49,7 +60,7 @@ int endpoint_group(const char *text, gid_t *gid, struct reason *reason);
 int endpoint_share(const struct endpoint *endpoint, gid_t group, struct reason *reason);
 
 /**
- * endpoint_connect() - connect within a time limit; TCP_NODELAY is set
+ * endpoint_connect() - connect within a time limit; TCP_NODELAY is set; TLS is the caller's affair
  * @timeout_ms: limit for the whole call, also name look-up's results (-1: none)
  *
  * Return: a close-on-exec, blocking socket, or -errno with a sentence in @reason.

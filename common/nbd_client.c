@@ -13,9 +13,7 @@
 #include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <sys/time.h>
 #include <sys/uio.h>
-#include <unistd.h>
 
 #include "common/units.h"
 
@@ -28,13 +26,12 @@ struct greeting {
     uint16_t flags;
 } __attribute__((packed));
 
-/* Client flags and the head of NBD_OPT_GO, which go out together. */
-struct go_head {
+/* Client flags and the head of the first option, which go out together. */
+struct option_head {
     uint32_t client_flags;
     uint64_t option_magic;
     uint32_t option;
     uint32_t length;
-    uint32_t name_length;
 } __attribute__((packed));
 
 struct option_reply {
@@ -50,27 +47,20 @@ struct info_export {
     uint16_t flags;
 } __attribute__((packed));
 
-/* Negotiation in progress: a socket, and when to give up. */
+/* Negotiation in progress: a channel, and when to give up. */
 struct talk {
-    int fd;
-    uint64_t deadline_us; /* 0: never */
+    struct channel channel;
+    const char *tls_host; /* NULL: plaintext is wanted */
+    uint64_t deadline_us; /* UINT64_MAX: never */
+    bool flags_sent;
 };
-
-static int remaining_ms(const struct talk *talk)
-{
-    if (!talk->deadline_us) {
-        return -1;
-    }
-    uint64_t now = units_now_us();
-    return now >= talk->deadline_us ? 0 : (int)((talk->deadline_us - now) / 1000) + 1;
-}
 
 static int talk_wait(const struct talk *talk, short events)
 {
-    struct pollfd pfd = {.fd = talk->fd, .events = events};
+    struct pollfd pfd = {.fd = talk->channel.fd, .events = events};
 
     for (;;) {
-        int n = poll(&pfd, 1, remaining_ms(talk));
+        int n = poll(&pfd, 1, units_timeout_ms(talk->deadline_us));
         if (n > 0) {
             return 0;
         }
@@ -88,19 +78,18 @@ static int talk_receive(const struct talk *talk, void *to, size_t n)
     uint8_t *p = to;
 
     while (n) {
-        int err = talk_wait(talk, POLLIN);
-        if (err) {
-            return err;
-        }
-        ssize_t got = recv(talk->fd, p, n, MSG_DONTWAIT);
+        ssize_t got = channel_recv(&talk->channel, p, n, MSG_DONTWAIT);
         if (got == 0) {
             return -ECONNRESET;
         }
         if (got > 0) {
             p += got;
             n -= (size_t)got;
-        } else if (errno != EINTR && errno != EAGAIN) {
-            return -errno;
+            continue;
+        }
+        int err = got == -EAGAIN ? talk_wait(talk, POLLIN) : got == -EINTR ? 0 : (int)got;
+        if (err) {
+            return err;
         }
     }
     return 0;
@@ -111,42 +100,56 @@ static int talk_send(const struct talk *talk, const void *from, size_t n)
     const uint8_t *p = from;
 
     while (n) {
-        int err = talk_wait(talk, POLLOUT);
-        if (err) {
-            return err;
-        }
-        ssize_t sent = send(talk->fd, p, n, MSG_NOSIGNAL | MSG_DONTWAIT);
+        ssize_t sent = channel_send(&talk->channel, p, n, MSG_DONTWAIT);
         if (sent >= 0) {
             p += sent;
             n -= (size_t)sent;
-        } else if (errno != EINTR && errno != EAGAIN) {
-            return -errno;
+            continue;
+        }
+        int err = sent == -EAGAIN ? talk_wait(talk, POLLOUT) : sent == -EINTR ? 0 : (int)sent;
+        if (err) {
+            return err;
         }
     }
     return 0;
 }
 
-static int send_go(const struct talk *talk, uint16_t server_flags, const char *export,
-                   size_t length, struct reason *reason)
+/* The first option goes out with the client's flags. */
+static int send_option(struct talk *talk, uint16_t server_flags, uint32_t option,
+                       const uint8_t *body, size_t length)
 {
-    uint8_t message[sizeof(struct go_head) + NBD_MAX_STRING + 2];
+    uint8_t message[sizeof(struct option_head) + sizeof(uint32_t) + NBD_MAX_STRING + 2];
+    struct option_head head = {
+        .client_flags =
+            htobe32(NBD_FLAG_FIXED_NEWSTYLE | (server_flags & NBD_FLAG_NO_ZEROES)),
+        .option_magic = htobe64(NBD_OPT_MAGIC),
+        .option = htobe32(option),
+        .length = htobe32((uint32_t)length),
+    };
+    size_t skip = talk->flags_sent ? sizeof(head.client_flags) : 0;
+
+    memcpy(message, &head, sizeof(head));
+    if (length) {
+        memcpy(message + sizeof(head), body, length);
+    }
+    talk->flags_sent = true;
+    return talk_send(talk, message + skip, sizeof(head) + length - skip);
+}
+
+static int send_go(struct talk *talk, uint16_t server_flags, const char *export, size_t length,
+                   struct reason *reason)
+{
+    uint8_t body[sizeof(uint32_t) + NBD_MAX_STRING + 2];
+    uint32_t wire_length = htobe32((uint32_t)length);
 
     if (length > NBD_MAX_STRING) {
         return reason_set(reason, -EINVAL, "an export's name has at most %u characters",
                           NBD_MAX_STRING);
     }
-    struct go_head head = {
-        .client_flags =
-            htobe32(NBD_FLAG_FIXED_NEWSTYLE | (server_flags & NBD_FLAG_NO_ZEROES)),
-        .option_magic = htobe64(NBD_OPT_MAGIC),
-        .option = htobe32(NBD_OPT_GO),
-        .length = htobe32((uint32_t)(sizeof(uint32_t) + length + sizeof(uint16_t))),
-        .name_length = htobe32((uint32_t)length),
-    };
-    memcpy(message, &head, sizeof(head));
-    memcpy(message + sizeof(head), export, length);
-    memset(message + sizeof(head) + length, 0, 2); /* no particular information is asked for */
-    return talk_send(talk, message, sizeof(head) + length + 2);
+    memcpy(body, &wire_length, sizeof(wire_length));
+    memcpy(body + sizeof(wire_length), export, length);
+    memset(body + sizeof(wire_length) + length, 0, 2); /* no particular information is asked for */
+    return send_option(talk, server_flags, NBD_OPT_GO, body, sizeof(wire_length) + length + 2);
 }
 
 /* An error reply: the server's own words if it has any that can be shown. */
@@ -161,10 +164,10 @@ static int refused(uint32_t type, uint8_t *words, uint32_t length, struct reason
         {NBD_REP_ERR_POLICY, -EACCES, "the server refuses this export"},
         {NBD_REP_ERR_TLS_REQD, -EACCES, "the server wants TLS"},
         {NBD_REP_ERR_SHUTDOWN, -ESHUTDOWN, "the server is shutting down"},
-        {NBD_REP_ERR_UNSUP, -EPROTO, "the server does not know NBD_OPT_GO"},
+        {NBD_REP_ERR_UNSUP, -EPROTO, "the server does not know this"},
     };
     int err = -EPROTO;
-    const char *text = "the server refuses NBD_OPT_GO";
+    const char *text = "the server refuses this";
 
     for (size_t i = 0; i < sizeof(table) / sizeof(table[0]); i++) {
         if (table[i].type == type) {
@@ -182,28 +185,60 @@ static int refused(uint32_t type, uint8_t *words, uint32_t length, struct reason
                       (const char *)words);
 }
 
-static int receive_go_reply(const struct talk *talk, struct nbd_client *client, bool *sized,
-                            bool *done, struct reason *reason)
+/* Receive one reply to @option, whole. */
+static int receive_reply_to(const struct talk *talk, uint32_t option, uint32_t *type,
+                            uint8_t body[MAX_OPTION_REPLY], uint32_t *length,
+                            struct reason *reason)
 {
     struct option_reply reply;
-    uint8_t body[MAX_OPTION_REPLY];
     int err = talk_receive(talk, &reply, sizeof(reply));
 
     if (err) {
         return err;
     }
-    uint32_t type = be32toh(reply.type);
-    uint32_t length = be32toh(reply.length);
-    if (reply.magic != htobe64(NBD_OPT_REPLY_MAGIC) || reply.option != htobe32(NBD_OPT_GO) ||
-        length > sizeof(body)) {
-        return reason_set(reason, -EPROTO, "the server's answer to NBD_OPT_GO is not NBD");
+    *type = be32toh(reply.type);
+    *length = be32toh(reply.length);
+    if (reply.magic != htobe64(NBD_OPT_REPLY_MAGIC) || reply.option != htobe32(option) ||
+        *length > MAX_OPTION_REPLY) {
+        return reason_set(reason, -EPROTO, "the server's answer to an option is not NBD");
     }
-    err = talk_receive(talk, body, length);
+    err = talk_receive(talk, body, *length);
     if (err) {
         return err;
     }
-    if (type & 0x80000000u) {
-        return refused(type, body, length, reason);
+    return *type & 0x80000000u ? refused(*type, body, *length, reason) : 0;
+}
+
+/* A server that cannot is not talked to any further: nobody in between can talk us out of TLS. */
+static int negotiate_tls(struct talk *talk, uint16_t server_flags, struct reason *reason)
+{
+    uint8_t body[MAX_OPTION_REPLY];
+    uint32_t type, length;
+    struct reason why = {""};
+    int err = send_option(talk, server_flags, NBD_OPT_STARTTLS, NULL, 0);
+
+    if (!err) {
+        err = receive_reply_to(talk, NBD_OPT_STARTTLS, &type, body, &length, &why);
+    }
+    if (!err && (type != NBD_REP_ACK || length)) {
+        err = -EPROTO;
+    }
+    if (err) {
+        return reason_set(reason, err, "the server does not begin TLS: %.180s",
+                          why.text[0] ? why.text : strerror(-err));
+    }
+    return channel_secure(&talk->channel, talk->tls_host, talk->deadline_us, reason);
+}
+
+static int receive_go_reply(const struct talk *talk, struct nbd_client *client, bool *sized,
+                            bool *done, struct reason *reason)
+{
+    uint8_t body[MAX_OPTION_REPLY];
+    uint32_t type, length;
+    int err = receive_reply_to(talk, NBD_OPT_GO, &type, body, &length, reason);
+
+    if (err) {
+        return err;
     }
     struct info_export info;
     if (type == NBD_REP_INFO && length == sizeof(info)) {
@@ -218,7 +253,7 @@ static int receive_go_reply(const struct talk *talk, struct nbd_client *client, 
     return 0;
 }
 
-static int negotiate(const struct talk *talk, struct nbd_client *client, const char *export,
+static int negotiate(struct talk *talk, struct nbd_client *client, const char *export,
                      struct reason *reason)
 {
     struct greeting greeting;
@@ -233,7 +268,10 @@ static int negotiate(const struct talk *talk, struct nbd_client *client, const c
         !(flags & NBD_FLAG_FIXED_NEWSTYLE)) {
         return reason_set(reason, -EPROTO, "the peer does not speak NBD's fixed newstyle");
     }
-    err = send_go(talk, flags, export, strlen(export), reason);
+    err = talk->tls_host ? negotiate_tls(talk, flags, reason) : 0;
+    if (!err) {
+        err = send_go(talk, flags, export, strlen(export), reason);
+    }
     for (int n = 0; !err && !done; n++) {
         err = n < MAX_OPTION_REPLIES ? receive_go_reply(talk, client, &sized, &done, reason)
                                      : -EPROTO;
@@ -248,58 +286,53 @@ int nbd_client_connect(struct nbd_client *client, const struct endpoint *endpoin
                        const char *export, int timeout_ms, struct reason *reason)
 {
     struct talk talk = {
-        .deadline_us = timeout_ms < 0 ? 0 : units_now_us() + (uint64_t)timeout_ms * 1000};
+        .tls_host = endpoint->tls ? endpoint->host : NULL,
+        .deadline_us =
+            timeout_ms < 0 ? UINT64_MAX : units_now_us() + (uint64_t)timeout_ms * 1000};
     struct reason why = {""};
     char text[ENDPOINT_TEXT_LEN];
 
-    *client = (struct nbd_client){.fd = -1, .next_cookie = 1};
-    talk.fd = endpoint_connect(endpoint, timeout_ms, reason);
-    if (talk.fd < 0) {
-        return talk.fd;
+    *client = (struct nbd_client){.channel = CHANNEL_NONE, .next_cookie = 1};
+    int fd = endpoint_connect(endpoint, timeout_ms, reason);
+    if (fd < 0) {
+        return fd;
     }
+    talk.channel = (struct channel){.fd = fd};
     int err = negotiate(&talk, client, export, &why);
     if (err) {
-        close(talk.fd);
-        return reason_set(reason, err, "NBD with %.80s: %.150s", endpoint_format(endpoint, text),
-                          why.text[0] ? why.text : strerror(-err));
+        reason_set(reason, err, "NBD with %.80s: %.150s", endpoint_format(endpoint, text),
+                   why.text[0] ? why.text : channel_error(&talk.channel, err));
+        channel_close(&talk.channel);
+        return err;
     }
-    client->fd = talk.fd;
+    client->channel = talk.channel;
     return 0;
 }
 
 void nbd_client_close(struct nbd_client *client, bool polite)
 {
-    if (client->fd < 0) {
+    if (client->channel.fd < 0) {
         return;
     }
     if (polite) {
         struct nbd_request request;
         nbd_encode_request(&request, NBD_CMD_DISC, 0, client->next_cookie++, 0, 0);
-        ssize_t ignored = send(client->fd, &request, sizeof(request), MSG_NOSIGNAL | MSG_DONTWAIT);
+        ssize_t ignored =
+            channel_send(&client->channel, &request, sizeof(request), MSG_DONTWAIT);
         (void)ignored;
     }
-    close(client->fd);
-    client->fd = -1;
+    channel_close(&client->channel);
 }
 
 int nbd_client_set_timeout(struct nbd_client *client, int timeout_ms)
 {
-    struct timeval limit = {.tv_sec = timeout_ms / 1000, .tv_usec = timeout_ms % 1000 * 1000};
-
-    if (setsockopt(client->fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit)) < 0 ||
-        setsockopt(client->fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit)) < 0) {
-        return -errno;
-    }
-    return 0;
+    return channel_timeout(&client->channel, timeout_ms);
 }
 
 /* What a failed send or receive means for the caller. */
-static int transport_error(void)
+static int transport_error(ssize_t err)
 {
-    if (errno == EAGAIN || errno == EWOULDBLOCK) {
-        return -ETIMEDOUT;
-    }
-    return errno == EPIPE ? -ECONNRESET : -errno;
+    return err == -EAGAIN ? -ETIMEDOUT : err == -EPIPE ? -ECONNRESET : (int)err;
 }
 
 static int send_request(struct nbd_client *client, struct nbd_request *request,
@@ -312,12 +345,12 @@ static int send_request(struct nbd_client *client, struct nbd_request *request,
     struct msghdr message = {.msg_iov = iov, .msg_iovlen = payload ? 2 : 1};
 
     while (message.msg_iovlen) {
-        ssize_t sent = sendmsg(client->fd, &message, MSG_NOSIGNAL);
-        if (sent < 0 && errno == EINTR) {
+        ssize_t sent = channel_sendv(&client->channel, message.msg_iov, message.msg_iovlen, 0);
+        if (sent == -EINTR) {
             continue;
         }
         if (sent < 0) {
-            return transport_error();
+            return transport_error(sent);
         }
         while (message.msg_iovlen && (size_t)sent >= message.msg_iov->iov_len) {
             sent -= (ssize_t)message.msg_iov->iov_len;
@@ -337,14 +370,14 @@ static int receive_whole(struct nbd_client *client, void *to, size_t n)
     uint8_t *p = to;
 
     while (n) {
-        ssize_t got = recv(client->fd, p, n, MSG_WAITALL);
+        ssize_t got = channel_recv(&client->channel, p, n, MSG_WAITALL);
         if (got > 0) {
             p += got;
             n -= (size_t)got;
         } else if (got == 0) {
             return -ECONNRESET;
-        } else if (errno != EINTR) {
-            return transport_error();
+        } else if (got != -EINTR) {
+            return transport_error(got);
         }
     }
     return 0;
@@ -376,7 +409,7 @@ static int call(struct nbd_client *client, uint16_t type, uint64_t offset, uint3
     struct nbd_request request;
     uint64_t cookie = client->next_cookie++;
 
-    if (client->fd < 0) {
+    if (client->channel.fd < 0) {
         return -ECONNRESET;
     }
     nbd_encode_request(&request, type, 0, cookie, offset, length);

@@ -5,7 +5,7 @@
  * Simple replies only (the fault connection wants nothing between the header
  * and the page).  The synchronous calls serve control paths and tests; the
  * fault path, page-out and the mover write requests and read replies on
- * nbd_client_fd() themselves with the encode and decode helpers.
+ * the channel themselves with the encode and decode helpers.
  */
 #ifndef COMMON_NBD_CLIENT_H
 #define COMMON_NBD_CLIENT_H
@@ -13,24 +13,25 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "common/channel.h"
 #include "common/endpoint.h"
 #include "common/log.h"
 #include "common/nbd.h"
 
 struct nbd_client {
-    int fd;
+    struct channel channel;
     uint64_t size;
     uint32_t flags; /* transmission flags, NBD_TFLAG_* */
     uint64_t next_cookie;
 };
 
 /**
- * nbd_client_connect() - connect, negotiate fixed newstyle and NBD_OPT_GO
+ * nbd_client_connect() - connect, negotiate fixed newstyle, TLS if @endpoint says so, and NBD_OPT_GO
  * @export: name, at most NBD_MAX_STRING
  * @timeout_ms: for connecting and negotiating together
  *
  * Return: 0, or -errno with a sentence in @reason (-ENOENT: no such export; -EPROTO: not NBD).
- * On success the socket is blocking and belongs to @client.
+ * On success the channel belongs to @client; a plain one is blocking.
  */
 int nbd_client_connect(struct nbd_client *client, const struct endpoint *endpoint,
                        const char *export, int timeout_ms, struct reason *reason);

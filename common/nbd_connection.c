@@ -7,7 +7,6 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
-#include <unistd.h>
 
 #include "common/racy.h"
 #include "common/units.h"
@@ -31,26 +30,29 @@ struct nbd_connection *nbd_connection_new(const struct nbd_server_config *config
         return NULL;
     }
     madvise(conn, mapping_size(), MADV_DONTDUMP);
-    conn->fd = fd;
+    conn->channel = (struct channel){.fd = fd};
     conn->config = config;
     return conn;
 }
 
 void nbd_connection_free(struct nbd_connection *conn)
 {
-    close(conn->fd);
+    channel_close(&conn->channel);
     munmap(conn, mapping_size());
 }
 
 /* Wait until the handshake's deadline for the socket to be ready. */
 static int wait_until_deadline(struct nbd_connection *conn, short events)
 {
+    if (events == POLLIN && channel_more(&conn->channel)) {
+        return 0;
+    }
     for (;;) {
         uint64_t now = units_now_us();
         if (now >= conn->deadline_us) {
             return -ETIMEDOUT;
         }
-        struct pollfd pfd = {.fd = conn->fd, .events = events};
+        struct pollfd pfd = {.fd = conn->channel.fd, .events = events};
         int n = poll(&pfd, 1, (int)((conn->deadline_us - now) / 1000) + 1);
         if (n > 0) {
             return 0;
@@ -68,9 +70,9 @@ static ssize_t receive_spinning(struct nbd_connection *conn, void *to, size_t n)
 
     for (;;) {
         for (int i = 0; i < 16; i++) {
-            ssize_t got = recv(conn->fd, to, n, MSG_DONTWAIT);
-            if (got >= 0 || (errno != EAGAIN && errno != EINTR)) {
-                return got < 0 ? -errno : got;
+            ssize_t got = channel_recv(&conn->channel, to, n, MSG_DONTWAIT);
+            if (got != -EAGAIN && got != -EINTR) {
+                return got;
             }
         }
         uint64_t now = units_now_us();
@@ -85,11 +87,14 @@ static ssize_t receive_spinning(struct nbd_connection *conn, void *to, size_t n)
 /* One receive of at least 1 byte. */
 static ssize_t receive_some(struct nbd_connection *conn, void *to, size_t n)
 {
+    int flags = 0;
+
     if (conn->deadline_us) {
         int err = wait_until_deadline(conn, POLLIN);
         if (err) {
             return err;
         }
+        flags = MSG_DONTWAIT;
     } else if (conn->config->spin_us) {
         ssize_t got = receive_spinning(conn, to, n);
         if (got != -EAGAIN) {
@@ -97,15 +102,18 @@ static ssize_t receive_some(struct nbd_connection *conn, void *to, size_t n)
         }
     }
     for (;;) {
-        ssize_t got = recv(conn->fd, to, n, 0);
+        ssize_t got = channel_recv(&conn->channel, to, n, flags);
         if (got > 0) {
             return got;
         }
         if (got == 0) {
             return -ECONNRESET;
         }
-        if (errno != EINTR) {
-            return -errno;
+        if (got == -EAGAIN && conn->deadline_us) { /* part of a TLS record: wait for the rest */
+            got = wait_until_deadline(conn, POLLIN);
+        }
+        if (got < 0 && got != -EINTR) {
+            return got;
         }
     }
 }
@@ -182,7 +190,6 @@ int nbd_connection_drop(struct nbd_connection *conn, uint64_t n)
 static int send_whole(struct nbd_connection *conn, struct iovec *iov, size_t n)
 {
     while (n) {
-        struct msghdr message = {.msg_iov = iov, .msg_iovlen = n};
         if (conn->deadline_us) {
             int err = wait_until_deadline(conn, POLLOUT);
             if (err) {
@@ -190,12 +197,12 @@ static int send_whole(struct nbd_connection *conn, struct iovec *iov, size_t n)
             }
         }
         ssize_t sent =
-            sendmsg(conn->fd, &message, MSG_NOSIGNAL | (conn->deadline_us ? MSG_DONTWAIT : 0));
+            channel_sendv(&conn->channel, iov, n, conn->deadline_us ? MSG_DONTWAIT : 0);
         if (sent < 0) {
-            if (errno == EINTR || errno == EAGAIN) {
+            if (sent == -EINTR || sent == -EAGAIN) {
                 continue;
             }
-            return -errno;
+            return (int)sent;
         }
         while (n && (size_t)sent >= iov->iov_len) {
             sent -= (ssize_t)iov->iov_len;
@@ -296,7 +303,7 @@ void nbd_connection_linger(struct nbd_connection *conn)
     uint64_t dropped = 0;
 
     conn->deadline_us = units_now_us() + LINGER_MS * 1000;
-    shutdown(conn->fd, SHUT_WR);
+    shutdown(conn->channel.fd, SHUT_WR);
     while (dropped < LINGER_BYTES) {
         ssize_t got = receive_some(conn, conn->rx, sizeof(conn->rx));
         if (got < 0) {

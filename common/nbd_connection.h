@@ -25,6 +25,7 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
+#include "common/channel.h"
 #include "common/nbd.h"
 #include "common/nbd_server.h"
 
@@ -41,7 +42,7 @@ struct nbd_pin {
 };
 
 struct nbd_connection {
-    int fd;
+    struct channel channel;
     const struct nbd_server_config *config;
     pthread_mutex_t *lock; /* of the server: guards export and opened against nbd_server_disconnect() */
     struct nbd_export export;

@@ -370,9 +370,46 @@ static int option_meta(struct nbd_connection *conn, uint32_t option, struct body
     return reply_plain(conn, option, NBD_REP_ACK);
 }
 
+/*
+ * What the client sent behind the option must be the handshake's: bytes that are
+ * here already came in plaintext, from whomever.
+ */
+static int option_starttls(struct nbd_connection *conn, struct body body)
+{
+    if (!conn->config->tls) {
+        return reply_error(conn, NBD_OPT_STARTTLS, NBD_REP_ERR_UNSUP, "there is no TLS here");
+    }
+    if (conn->channel.tls || body.left) {
+        return reply_error(conn, NBD_OPT_STARTTLS, NBD_REP_ERR_INVALID,
+                           "NBD_OPT_STARTTLS has no body and comes once");
+    }
+    if (conn->rx_start != conn->rx_end) {
+        return -EPROTO;
+    }
+    int err = reply_plain(conn, NBD_OPT_STARTTLS, NBD_REP_ACK);
+    if (!err) {
+        err = nbd_connection_flush(conn);
+    }
+    return err ? err : channel_secure(&conn->channel, NULL, conn->deadline_us, NULL);
+}
+
+static int option_tls_required(struct nbd_connection *conn, uint32_t option)
+{
+    if (option == NBD_OPT_EXPORT_NAME) {
+        return -EACCES; /* there is no way to refuse it but to close the connection */
+    }
+    return reply_error(conn, option, NBD_REP_ERR_TLS_REQD, "begin TLS first");
+}
+
 static int run_option(struct nbd_connection *conn, uint32_t option, struct body body, bool *ready)
 {
+    if (conn->config->tls && !conn->channel.tls && option != NBD_OPT_STARTTLS &&
+        option != NBD_OPT_ABORT) {
+        return option_tls_required(conn, option);
+    }
     switch (option) {
+    case NBD_OPT_STARTTLS:
+        return option_starttls(conn, body);
     case NBD_OPT_EXPORT_NAME:
         return option_export_name(conn, body, ready);
     case NBD_OPT_ABORT:

@@ -220,7 +220,7 @@ void nbd_server_stop(struct nbd_server *server)
     close(server->listener);
     pthread_mutex_lock(&server->lock);
     for (struct nbd_connection *conn = server->connections; conn; conn = conn->next) {
-        shutdown(conn->fd, SHUT_RDWR);
+        shutdown(conn->channel.fd, SHUT_RDWR);
     }
     while (server->connections) {
         pthread_cond_wait(&server->empty, &server->lock);
@@ -243,7 +243,7 @@ void nbd_server_disconnect(struct nbd_server *server,
     pthread_mutex_lock(&server->lock);
     for (struct nbd_connection *conn = server->connections; conn; conn = conn->next) {
         if (conn->opened && match(arg, &conn->export)) {
-            shutdown(conn->fd, SHUT_RDWR);
+            shutdown(conn->channel.fd, SHUT_RDWR);
         }
     }
     pthread_mutex_unlock(&server->lock);

@@ -75,6 +75,7 @@ struct nbd_server_config {
     void (*list)(void *opaque, void (*add)(void *to, const char *name), void *to);
     unsigned max_connections; /* further ones are closed at once; 0: 256 */
     unsigned handshake_timeout_ms; /* 0: 10000 */
+    bool tls; /* clients must begin TLS with NBD_OPT_STARTTLS before anything else */
     unsigned spin_us; /* how long to spin for the next request before sleeping; 0: not at all */
 };
 

@@ -83,9 +83,9 @@ static bool prefetch_over(const struct prefetch *prefetch)
 static int prefetch_poll(struct link *link, uint32_t length, const void **contents)
 {
     struct link_reply reply;
-    struct pollfd pollfd = {.fd = link->fd, .events = POLLIN};
+    struct pollfd pollfd = {.fd = link->channel.fd, .events = POLLIN};
 
-    if (poll(&pollfd, 1, PREFETCH_TICK_MS) <= 0) {
+    if (!channel_more(&link->channel) && poll(&pollfd, 1, PREFETCH_TICK_MS) <= 0) {
         return 0;
     }
     ssize_t n = link_receive(link);
@@ -180,7 +180,7 @@ static struct link *prefetch_link(struct prefetch *prefetch, uint64_t page)
         return NULL;
     }
     link_take(&prefetch->links[host]);
-    return prefetch->links[host].fd >= 0 ? &prefetch->links[host] : NULL;
+    return link_up(&prefetch->links[host]) ? &prefetch->links[host] : NULL;
 }
 
 static int prefetch_compare(const void *a, const void *b)

@@ -49,7 +49,7 @@ static void fetch_send(struct fault_thread *thread, struct fault_request *slot)
 {
     struct link *link = &thread->links[slot->host];
 
-    slot->sent = link->fd >= 0 && link_queue(link, NBD_CMD_READ, fetch_cookie(thread, slot),
+    slot->sent = link_up(link) && link_queue(link, NBD_CMD_READ, fetch_cookie(thread, slot),
                                              slot->page * PAGE_BYTES, (uint32_t)PAGE_BYTES);
     if (slot->sent) {
         link_sent(link, thread->now_us);
@@ -73,7 +73,7 @@ void fetch_begin(struct fault_thread *thread, uint64_t page, bool write, uint64_
     if (slot->host >= engine->config.n_subhosts) {
         log_error("a page is on a sub-host that nobody knows");
         fetch_lost(thread, slot, true);
-    } else if (thread->links[slot->host].fd < 0 && link_give_up(&engine->hosts[slot->host])) {
+    } else if (!link_up(&thread->links[slot->host]) && link_give_up(&engine->hosts[slot->host])) {
         fetch_lost(thread, slot, false);
     } else {
         fetch_send(thread, slot);
@@ -164,7 +164,7 @@ bool fetch_receive(struct fault_thread *thread)
 
     for (unsigned i = 0; i < thread->engine->config.n_subhosts; i++) {
         struct link *link = &thread->links[i];
-        if (link->fd >= 0 && link->owed) {
+        if (link_up(link) && link->owed) {
             busy |= fetch_receive_link(thread, link);
         }
     }
@@ -175,7 +175,7 @@ void fetch_flush(struct fault_thread *thread)
 {
     for (unsigned i = 0; i < thread->engine->config.n_subhosts; i++) {
         struct link *link = &thread->links[i];
-        if (link->fd >= 0 && link->tx_have) {
+        if (link_up(link) && link->tx_have) {
             int err = link_flush(link);
             if (err < 0 && err != -EAGAIN) {
                 fetch_broken(thread, link, err);
@@ -191,7 +191,7 @@ static void fetch_attend_host(struct fault_thread *thread, struct link *link)
         if (!slot->used || slot->host != link->host->index || slot->sent) {
             continue;
         }
-        if (link->fd < 0 && link_give_up(link->host)) {
+        if (!link_up(link) && link_give_up(link->host)) {
             fetch_lost(thread, slot, false);
         } else {
             fetch_send(thread, slot);
@@ -205,7 +205,7 @@ static void fetch_attend_host(struct fault_thread *thread, struct link *link)
  */
 static void fetch_check_idle(struct fault_thread *thread, struct link *link)
 {
-    if (link->fd >= 0 && !link->owed) {
+    if (link_up(link) && !link->owed) {
         ssize_t n = link_receive(link);
         if (n != 0) {
             fetch_broken(thread, link, n < 0 ? (int)n : -EPROTO);
@@ -219,7 +219,7 @@ void fetch_attend(struct fault_thread *thread)
     for (unsigned i = 0; i < thread->engine->config.n_subhosts; i++) {
         struct link *link = &thread->links[i];
         if (link_take(link)) {
-            fault_poll_add(thread, link->fd, EPOLLIN | EPOLLRDHUP, i);
+            fault_poll_add(thread, link->channel.fd, EPOLLIN | EPOLLRDHUP, i);
         }
         fetch_check_idle(thread, link);
         if (link_silent(link, thread->now_us)) {

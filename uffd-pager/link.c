@@ -8,13 +8,9 @@
 #include "uffd-pager/link.h"
 
 #include <errno.h>
-#include <fcntl.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <unistd.h>
 
 #include "uffd-pager/engine_impl.h"
 
@@ -25,8 +21,8 @@ int link_open(struct link *link, struct link_host *host, bool strict, int kick, 
     link->host = host;
     link->strict = strict;
     link->kick = kick;
-    link->fd = -1;
-    atomic_init(&link->fresh, -1);
+    link->channel = CHANNEL_NONE;
+    atomic_init(&link->fresh, NULL);
     link->rx_size = rx_size;
     link->tx_size = tx_size;
     link->rx = engine_buffer(rx_size);
@@ -48,9 +44,8 @@ int link_open(struct link *link, struct link_host *host, bool strict, int kick, 
 
 static void link_shut(struct link *link)
 {
-    if (link->fd >= 0) {
-        close(link->fd);
-        link->fd = -1;
+    if (link_up(link)) {
+        channel_close(&link->channel);
         atomic_fetch_sub_explicit(&link->host->up, 1, memory_order_relaxed);
     }
     link->rx_have = link->rx_at = 0;
@@ -73,9 +68,10 @@ void link_close(struct link *link)
         }
     }
     pthread_mutex_unlock(&host->lock);
-    int fresh = atomic_exchange(&link->fresh, -1);
-    if (fresh >= 0) {
-        close(fresh);
+    struct channel *fresh = atomic_exchange(&link->fresh, NULL);
+    if (fresh) {
+        channel_close(fresh);
+        free(fresh);
     }
     link_shut(link);
     engine_buffer_free(link->rx, link->rx_size);
@@ -85,13 +81,16 @@ void link_close(struct link *link)
 
 bool link_take(struct link *link)
 {
-    int fresh = atomic_exchange_explicit(&link->fresh, -1, memory_order_acq_rel);
+    struct channel *fresh = link_fresh(link)
+                                ? atomic_exchange_explicit(&link->fresh, NULL, memory_order_acq_rel)
+                                : NULL;
 
-    if (fresh < 0) {
+    if (!fresh) {
         return false;
     }
     link_shut(link);
-    link->fd = fresh;
+    link->channel = *fresh;
+    free(fresh);
     link->connected_us = units_now_us();
     atomic_fetch_add_explicit(&link->host->up, 1, memory_order_relaxed);
     return true;
@@ -119,14 +118,14 @@ bool link_queue(struct link *link, uint16_t type, uint64_t cookie, uint64_t offs
 
 int link_flush(struct link *link)
 {
-    while (link->fd >= 0 && link->tx_at < link->tx_have) {
-        ssize_t n = send(link->fd, link->tx + link->tx_at, link->tx_have - link->tx_at,
-                         MSG_DONTWAIT | MSG_NOSIGNAL);
+    while (link_up(link) && link->tx_at < link->tx_have) {
+        ssize_t n = channel_send(&link->channel, link->tx + link->tx_at,
+                                 link->tx_have - link->tx_at, MSG_DONTWAIT);
         if (n < 0) {
-            if (errno == EINTR) {
+            if (n == -EINTR) {
                 continue;
             }
-            return errno == EAGAIN ? -EAGAIN : -errno;
+            return (int)n;
         }
         link->tx_at += (size_t)n;
     }
@@ -136,16 +135,12 @@ int link_flush(struct link *link)
 
 ssize_t link_sendv(struct link *link, struct iovec *iov, size_t n)
 {
-    struct msghdr message = {.msg_iov = iov, .msg_iovlen = n};
     ssize_t sent;
 
     do {
-        sent = sendmsg(link->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
-    } while (sent < 0 && errno == EINTR);
-    if (sent < 0) {
-        return errno == EAGAIN ? 0 : -errno;
-    }
-    return sent;
+        sent = channel_sendv(&link->channel, iov, n, MSG_DONTWAIT);
+    } while (sent == -EINTR);
+    return sent == -EAGAIN ? 0 : sent;
 }
 
 void link_sent(struct link *link, uint64_t now_us)
@@ -169,10 +164,11 @@ ssize_t link_receive(struct link *link)
     }
     ssize_t n;
     do {
-        n = recv(link->fd, link->rx + link->rx_have, link->rx_size - link->rx_have, MSG_DONTWAIT);
-    } while (n < 0 && errno == EINTR);
+        n = channel_recv(&link->channel, link->rx + link->rx_have, link->rx_size - link->rx_have,
+                         MSG_DONTWAIT);
+    } while (n == -EINTR);
     if (n < 0) {
-        return errno == EAGAIN ? 0 : -errno;
+        return n == -EAGAIN ? 0 : n;
     }
     if (n == 0) {
         return -ECONNRESET;
@@ -215,7 +211,7 @@ void link_consume(struct link *link, uint32_t length, bool valid, uint64_t now_u
 
 bool link_silent(const struct link *link, uint64_t now_us)
 {
-    return link->fd >= 0 && link->owed > 0 &&
+    return link_up(link) && link->owed > 0 &&
            now_us > link->owed_us + (uint64_t)link->host->timeout_ms * 1000;
 }
 
@@ -223,7 +219,7 @@ void link_broken(struct link *link, const char *why, uint64_t now_us)
 {
     struct link_host *host = link->host;
 
-    if (link->fd < 0) {
+    if (!link_up(link)) {
         return;
     }
     if (!engine_over(host->engine)) {

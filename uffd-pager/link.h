@@ -6,7 +6,7 @@
  * -------------------
  * A link belongs to one thread (its owner), which alone uses the socket, never
  * waiting for it.  Connecting waits, so that is done by one thread a sub-host
- * (link_host.c): a link that is down asks for a connection; the new socket is
+ * (link_host.c): a link that is down asks for a connection; the new channel is
  * left in link.fresh and the owner is kicked.
  *
  * A sub-host is in trouble from the first connection that cannot be made, or
@@ -60,7 +60,7 @@ struct link {
     struct link_host *host;
     bool strict;   /* which of the region's two exports */
     int kick;      /* owner's eventfd */
-    int fd;        /* -1: down.  Owner */
+    struct channel channel; /* fd -1: down.  Owner */
     uint64_t connected_us;
     unsigned owed; /* answers that are outstanding.  Owner */
     uint64_t owed_us; /* since when the peer is silent while it owes.  Owner */
@@ -74,7 +74,7 @@ struct link {
     uint64_t retry_us;        /* not before */
     unsigned backoff_ms;
     uint64_t made_us;
-    _Atomic int fresh;        /* a connected socket to take over; -1: none */
+    _Atomic(struct channel *) fresh; /* a connection to take over; NULL: none */
 };
 
 struct link_reply {
@@ -95,6 +95,18 @@ int link_open(struct link *link, struct link_host *host, bool strict, int kick, 
 /** link_close() - the owner is finished with it */
 void link_close(struct link *link);
 
+/** link_up() - is it connected? */
+static inline bool link_up(const struct link *link)
+{
+    return link->channel.fd >= 0;
+}
+
+/** link_fresh() - is there a new connection to take over? */
+static inline bool link_fresh(struct link *link)
+{
+    return atomic_load_explicit(&link->fresh, memory_order_relaxed) != NULL;
+}
+
 /** link_take() - take a new connection over. Return: true if there was one: send again what is owed. */
 bool link_take(struct link *link);
 
@@ -110,7 +122,11 @@ ssize_t link_sendv(struct link *link, struct iovec *iov, size_t n);
 /** link_sent() - a request is on its way: an answer is owed */
 void link_sent(struct link *link, uint64_t now_us);
 
-/** link_receive() - fill the receive buffer. Return: bytes, 0 if there is nothing, -errno: broken. */
+/**
+ * link_receive() - fill the receive buffer
+ * Call it until it returns 0 before sleeping (channel.h tells why).
+ * Return: bytes, 0 if there is nothing, -errno: broken.
+ */
 ssize_t link_receive(struct link *link);
 
 /** link_peek() - look at the next reply's header. Return: 1; 0: not whole yet; -EPROTO */

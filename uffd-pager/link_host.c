@@ -256,7 +256,8 @@ static bool link_still_there(const struct link_host *host, const struct link *wa
     return false;
 }
 
-static int link_dial(struct link_host *host, bool strict, struct reason *reason)
+static int link_dial(struct link_host *host, bool strict, struct channel *channel,
+                     struct reason *reason)
 {
     const struct engine_subhost *subhost = link_subhost(host);
     char name[sizeof(subhost->export_name) + sizeof("/strict")];
@@ -271,33 +272,37 @@ static int link_dial(struct link_host *host, bool strict, struct reason *reason)
         nbd_client_close(&client, true);
         return reason_set(reason, -EINVAL, "its region is smaller than the guest's memory");
     }
-    link_socket_options(client.fd);
-    return client.fd;
+    link_socket_options(client.channel.fd);
+    *channel = client.channel;
+    return 0;
 }
 
 /* Called with the lock, which is dropped meanwhile. */
 static void link_connect(struct link_host *host, struct link *link, struct reason *reason)
 {
+    struct channel *channel = malloc(sizeof(*channel));
     bool strict = link->strict;
 
     pthread_mutex_unlock(&host->lock);
     uint64_t began = units_now_us();
-    int fd = link_dial(host, strict, reason);
+    int err = channel ? link_dial(host, strict, channel, reason) : -ENOMEM;
     uint64_t now = units_now_us();
     pthread_mutex_lock(&host->lock);
-    if (fd < 0) {
-        if (fd == -ECONNREFUSED || fd == -ENOENT) {
+    if (err) {
+        if (err == -ECONNREFUSED || err == -ENOENT) {
             atomic_store_explicit(&host->refused, true, memory_order_relaxed);
         }
         link_trouble(host, began);
     }
     if (!link_still_there(host, link)) {
-        if (fd >= 0) {
-            close(fd);
+        if (!err) {
+            channel_close(channel);
         }
+        free(channel);
         return;
     }
-    if (fd < 0) {
+    if (err) {
+        free(channel);
         link->backoff_ms = link->backoff_ms ? link->backoff_ms * 2 : 10;
         link->backoff_ms = link->backoff_ms > 1000 ? 1000 : link->backoff_ms;
         link->retry_us = now + (uint64_t)link->backoff_ms * 1000;
@@ -305,7 +310,7 @@ static void link_connect(struct link_host *host, struct link *link, struct reaso
     }
     link->wanted = false;
     link->made_us = now;
-    atomic_store_explicit(&link->fresh, fd, memory_order_release);
+    atomic_store_explicit(&link->fresh, channel, memory_order_release);
     engine_kick(link->kick);
     /* A handshake is an answer, unless links break right after it. */
     if (link->backoff_ms <= 10 || link_host_lost(host) || host->told) {

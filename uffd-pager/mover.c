@@ -89,7 +89,7 @@ static bool stop_stream(struct mover *mover, struct mover_stream *stream)
     pthread_mutex_lock(&mover->lock);
     bool connecting = stream->connecting;
     if (stream->connected && (mover->failed || mover->outstanding)) {
-        shutdown(stream->client.fd, SHUT_RDWR);
+        shutdown(stream->client.channel.fd, SHUT_RDWR);
     }
     pthread_mutex_unlock(&mover->lock);
     ssize_t ignored = write(stream->wake, &one, sizeof(one));
@@ -338,7 +338,7 @@ int mover_main(int fd)
     signal(SIGPIPE, SIG_IGN);
     if (mover && frame) {
         mover->fd = fd;
-        mover->map.fd = -1;
+        mover->map.channel = CHANNEL_NONE;
         mover->fault = fault_from_environment();
         mover->event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
         pthread_mutex_init(&mover->lock, NULL);

@@ -51,7 +51,7 @@ static int connect_export(struct mover_stream *stream, int timeout_ms)
                                  timeout_ms, &reason);
     connect_set(stream, false, err == 0);
     if (err) {
-        stream->client.fd = -1;
+        stream->client.channel = CHANNEL_NONE;
     } else if (stream->client.size < mover->layout.flat_size) {
         err = reason_set(&reason, -EINVAL, "its export is smaller than the guest's RAM");
     }
@@ -69,7 +69,7 @@ static int connect_map(struct mover_stream *stream)
     int err = nbd_client_connect(&mover->map, &target->endpoint, name, MOVER_CONNECT_TIMEOUT_MS,
                                  &reason);
     if (err) {
-        mover->map.fd = -1;
+        mover->map.channel = CHANNEL_NONE;
         return connect_failed(stream, err, &reason);
     }
     nbd_client_set_timeout(&mover->map, MOVER_STALL_TIMEOUT_MS);

@@ -86,7 +86,7 @@ struct mover_stream {
     pthread_t thread;
     bool started;    /* main thread */
     bool connecting; /* mover.lock: in a call that cannot be interrupted */
-    bool connected;  /* mover.lock: client.fd may be shut down */
+    bool connected;  /* mover.lock: its socket may be shut down */
     bool idle;       /* mover.lock: sleeps until `wake` is written */
     int wake;  /* eventfd */
     struct nbd_client client;

@@ -29,7 +29,7 @@ struct mover_stream *mover_stream_new(struct mover *mover, struct mover_target *
     }
     stream->mover = mover;
     stream->target = target;
-    stream->client.fd = -1;
+    stream->client.channel = CHANNEL_NONE;
     stream->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     stream->slots = calloc(STREAM_SLOTS, sizeof(*stream->slots));
     if (stream->wake < 0 || !stream->slots) {
@@ -47,9 +47,7 @@ void mover_stream_free(struct mover_stream *stream)
     if (!stream) {
         return;
     }
-    if (stream->client.fd >= 0) {
-        nbd_client_close(&stream->client, stream->n_busy == 0);
-    }
+    nbd_client_close(&stream->client, stream->n_busy == 0);
     if (stream->wake >= 0) {
         close(stream->wake);
     }
@@ -60,7 +58,7 @@ void mover_stream_free(struct mover_stream *stream)
 static int stream_lost(struct mover_stream *stream, int err)
 {
     return mover_fail(stream->mover, err, "the connection to %s broke: %s", stream->target->title,
-                      strerror(-err));
+                      channel_error(&stream->client.channel, err));
 }
 
 static uint64_t slot_payload(const struct mover_slot *slot)
@@ -93,13 +91,13 @@ static int stream_read(struct mover_stream *stream)
     const size_t size = sizeof(struct nbd_simple_reply);
 
     for (;;) {
-        ssize_t n = recv(stream->client.fd, stream->rx + stream->rx_used,
-                         sizeof(stream->rx) - stream->rx_used, MSG_DONTWAIT);
-        if (n < 0 && (errno == EAGAIN || errno == EINTR)) {
+        ssize_t n = channel_recv(&stream->client.channel, stream->rx + stream->rx_used,
+                                 sizeof(stream->rx) - stream->rx_used, MSG_DONTWAIT);
+        if (n == -EAGAIN || n == -EINTR) {
             return 0;
         }
         if (n <= 0) {
-            return stream_lost(stream, n < 0 ? -errno : -ECONNRESET);
+            return stream_lost(stream, n < 0 ? (int)n : -ECONNRESET);
         }
         stream->rx_used += (size_t)n;
         size_t used = 0;
@@ -120,7 +118,7 @@ static int stream_read(struct mover_stream *stream)
 /* Wait for the socket, treating replies; @timeout_ms: 0 or more is a pause, -1 waits for the peer. */
 static int stream_poll(struct mover_stream *stream, short events, int timeout_ms)
 {
-    struct pollfd pfd = {.fd = stream->client.fd, .events = events};
+    struct pollfd pfd = {.fd = stream->client.channel.fd, .events = events};
 
     int n = poll(&pfd, 1, timeout_ms < 0 ? MOVER_STALL_TIMEOUT_MS : timeout_ms);
     if (n == 0 && timeout_ms < 0) {
@@ -175,17 +173,16 @@ int mover_stream_flush(struct mover_stream *stream)
 
     int err = stream_pace(stream, stream->batch_bytes);
     while (count && !err) {
-        struct msghdr msg = {.msg_iov = iov, .msg_iovlen = count};
         racy_begin();
-        ssize_t n = sendmsg(stream->client.fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
+        ssize_t n = channel_sendv(&stream->client.channel, iov, count, MSG_DONTWAIT);
         racy_end();
         if (n >= 0) {
             atomic_fetch_add(&stream->mover->totals->wire_bytes, (uint64_t)n);
             iov = stream_advance(iov, &count, (size_t)n);
-        } else if (errno == EAGAIN) {
+        } else if (n == -EAGAIN) {
             err = stream_poll(stream, POLLIN | POLLOUT, -1);
-        } else if (errno != EINTR) {
-            err = stream_lost(stream, -errno);
+        } else if (n != -EINTR) {
+            err = stream_lost(stream, (int)n);
         }
     }
     stream->n_iov = 0;
@@ -242,7 +239,7 @@ int mover_stream_put(struct mover_stream *stream, uint16_t type, uint64_t first,
 int mover_stream_wait(struct mover_stream *stream)
 {
     struct pollfd pfd[2] = {
-        {.fd = stream->client.fd, .events = POLLIN},
+        {.fd = stream->client.channel.fd, .events = POLLIN},
         {.fd = stream->wake, .events = POLLIN},
     };
     uint64_t count;

@@ -34,7 +34,7 @@ static struct pageout_host *pageout_host_of(struct pageout *pageout, uint64_t ch
 
 static bool pageout_takes(const struct pageout *pageout, const struct pageout_host *host)
 {
-    return host->link.fd >= 0 && pageout->now_us >= host->full_us;
+    return link_up(&host->link) && pageout->now_us >= host->full_us;
 }
 
 /* The next sub-host that takes pages, or NULL. */
@@ -92,7 +92,7 @@ static bool pageout_fenced(struct pageout *pageout, uint64_t chunk, uint8_t flag
     if (!(flags & CHUNK_FENCED)) {
         return false;
     }
-    if (host && (host->link.fd < 0 ||
+    if (host && (!link_up(&host->link) ||
                  pageout->now_us < host->link.connected_us + PAGEOUT_FENCE_US)) {
         return true;
     }
@@ -116,7 +116,7 @@ static bool pageout_is_candidate(struct pageout *pageout, uint64_t chunk, bool r
     if (pageout_takes(pageout, host)) {
         return true;
     }
-    if (host->link.fd >= 0 && pageout_chunk_has(pageout->engine, chunk, 1u << PAGE_CLEAN)) {
+    if (link_up(&host->link) && pageout_chunk_has(pageout->engine, chunk, 1u << PAGE_CLEAN)) {
         return true;
     }
     return room_somewhere && pageout_may_move(pageout, chunk);
@@ -167,7 +167,7 @@ static struct pageout_host *pageout_assign(struct pageout *pageout, uint64_t chu
         return other;
     }
     *send = false;
-    return host && host->link.fd >= 0 ? host : NULL;
+    return host && link_up(&host->link) ? host : NULL;
 }
 
 static int64_t pageout_target(const struct pageout *pageout)
@@ -263,11 +263,10 @@ static void pageout_attend(struct pageout *pageout)
 {
     for (unsigned i = 0; i < pageout->engine->config.n_subhosts; i++) {
         struct pageout_host *host = &pageout->hosts[i];
-        if (atomic_load_explicit(&host->link.fresh, memory_order_relaxed) >= 0 &&
-            link_take(&host->link)) {
+        if (link_take(&host->link)) {
             struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET,
                                         .data.u64 = i};
-            epoll_ctl(pageout->epoll, EPOLL_CTL_ADD, host->link.fd, &event);
+            epoll_ctl(pageout->epoll, EPOLL_CTL_ADD, host->link.channel.fd, &event);
             host->full_us = 0;
         }
         if (link_silent(&host->link, pageout->now_us)) {
@@ -290,7 +289,7 @@ static bool pageout_turn(struct pageout *pageout)
     }
     for (unsigned i = 0; i < pageout->engine->config.n_subhosts; i++) {
         struct pageout_host *host = &pageout->hosts[i];
-        if (host->link.fd >= 0 && (host->link.owed || host->send_first)) {
+        if (link_up(&host->link) && (host->link.owed || host->send_first)) {
             busy |= batch_host_events(pageout, host);
         }
     }
@@ -322,7 +321,7 @@ static void pageout_sleep(struct pageout *pageout)
         if (source == PAGEOUT_POLL_KICK) {
             ssize_t ignored = read(pageout->kick, &count, sizeof(count));
             (void)ignored;
-        } else if (pageout->hosts[source].link.fd >= 0 && !pageout->hosts[source].link.owed) {
+        } else if (link_up(&pageout->hosts[source].link) && !pageout->hosts[source].link.owed) {
             ssize_t got = link_receive(&pageout->hosts[source].link);
             if (got != 0) {
                 batch_host_broken(pageout, &pageout->hosts[source], "it was closed");

@@ -109,7 +109,7 @@ static bool trim_chunk(struct pageout *pageout, uint64_t chunk)
         return true;
     }
     struct pageout_host *host = &pageout->hosts[index];
-    if (host->link.fd < 0 || trim_under_way(pageout, chunk)) {
+    if (!link_up(&host->link) || trim_under_way(pageout, chunk)) {
         return true;
     }
     struct pageout_batch *batch = batch_new(pageout, host, chunk);

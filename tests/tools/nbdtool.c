@@ -114,7 +114,7 @@ static int run_latency(struct nbd_client *client, size_t count)
     for (size_t i = 0; i < count && !err; i++) {
         nbd_encode_request(&request, NBD_CMD_READ, 0, i, i * 7919 % n_pages * PAGE_BYTES, PAGE_BYTES);
         uint64_t t0 = now_ns();
-        err = round_trip(client->fd, &request, reply);
+        err = round_trip(client->channel.fd, &request, reply);
         uint64_t t1 = now_ns();
         ours[i] = t1 - t0;
         uint64_t cookie;
