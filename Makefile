@@ -42,8 +42,8 @@ PKGS = jansson
 
 ALL_CFLAGS = $(CSTD) $(WARN) $(CFLAGS) $(HARDEN) $(SANFLAGS) -D_GNU_SOURCE -I. -pthread -MMD -MP \
              $(LIBVIRT_CFLAGS)
-ALL_LDFLAGS = $(LDFLAGS) $(SANFLAGS) -pthread -pie -Wl,-z,relro,-z,now
-LDLIBS = -ljansson -lgnutls
+ALL_LDFLAGS = $(LDFLAGS) $(SANFLAGS) -pthread -pie -Wl,-z,relro,-z,now,--as-needed
+LDLIBS = -ljansson -lgnutls -lmicrohttpd
 
 Q = $(if $(V),,@)
 say = $(if $(V),,@printf '  %-5s %s\n' $(1) $(2))
@@ -111,8 +111,8 @@ tools: all $(TEST_TOOLS) $(B)/bin/mover-floor
 
 # ---- set-up ----
 
-DEPS_BUILD = gcc make libc6-dev pkg-config libjansson-dev libinih-dev libgnutls28-dev libvirt-dev libxml2-dev
-DEPS_TEST = python3 libcmocka-dev libnbd-bin nbdkit gnutls-bin qemu-utils fio cpio gzip procps ca-certificates \
+DEPS_BUILD = gcc make libc6-dev pkg-config libjansson-dev libinih-dev libgnutls28-dev libmicrohttpd-dev libvirt-dev libxml2-dev
+DEPS_TEST = python3 python3-prometheus-client libcmocka-dev libnbd-bin nbdkit gnutls-bin qemu-utils fio cpio gzip procps ca-certificates \
             busybox-static xz-utils apt-utils dpkg-dev clang libclang-rt-14-dev clang-tidy cppcheck \
             shellcheck mandoc iproute2 kmod systemd
 DEPS = $(DEPS_BUILD) $(DEPS_TEST)
@@ -194,7 +194,7 @@ $(B)-fuzz/libfuzz.a: $(FUZZ_OBJECTS)
 
 $(B)-fuzz/%: $(B)-fuzz/tests/fuzz/%.o $(B)-fuzz/libfuzz.a
 	$(call say,LD,$@)
-	$(Q)clang -fsanitize=fuzzer,address,undefined -pthread -o $@ $^ -ljansson -lgnutls -lm
+	$(Q)clang -fsanitize=fuzzer,address,undefined -pthread -o $@ $^ $(LDLIBS) -lm
 
 fuzz: deps  ## each fuzz target for FUZZ_SECONDS (60)
 	@$(MAKE) --no-print-directory -j$$(nproc) fuzzers

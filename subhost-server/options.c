@@ -20,6 +20,7 @@ enum {
     OPT_LISTEN,
     OPT_CONTROL,
     OPT_CONTROL_GROUP,
+    OPT_METRICS,
     OPT_PLAINTEXT,
     OPT_STATE_DIR,
     OPT_FORGET,
@@ -43,6 +44,7 @@ static const struct row {
     {OPT_LISTEN, "listen", "ADDR", "serve pages here; repeatable (" DEFAULT_LISTEN ")"},
     {OPT_CONTROL, "control", "ADDR", "be controlled here; repeatable (" DEFAULT_CONTROL ")"},
     {OPT_CONTROL_GROUP, "control-group", "GROUP", "its members may control by UNIX sockets, too"},
+    {OPT_METRICS, "metrics", "ADDR", "answer Prometheus at http://ADDR/metrics (not)"},
     {OPT_PLAINTEXT, "plaintext", NULL, "allow addresses that other hosts can reach, without TLS"},
     {OPT_STATE_DIR, "state-dir", "DIR", "keep regions in this directory on tmpfs when the server ends"},
     {OPT_FORGET, "forget", NULL, "free the regions in --state-dir that a server left there, and exit"},
@@ -121,6 +123,9 @@ static int apply(struct options *options, int id, const char *value, struct reas
     case OPT_CONTROL_GROUP:
         options->control_group = value;
         return *value ? 0 : reason_set(reason, -EINVAL, "--control-group needs a group's name");
+    case OPT_METRICS:
+        options->has_metrics = true;
+        return endpoint_parse(value, &options->metrics, reason);
     case OPT_PLAINTEXT:
         options->plaintext = true;
         return 0;
@@ -186,7 +191,10 @@ static int finish(struct options *options, struct reason *reason)
     if (!err) {
         err = check_reach(options, options->listen, options->n_listen, reason);
     }
-    return err ? err : check_reach(options, options->control, options->n_control, reason);
+    if (!err) {
+        err = check_reach(options, options->control, options->n_control, reason);
+    }
+    return err ? err : check_reach(options, &options->metrics, options->has_metrics, reason);
 }
 
 static void make_table(struct option table[N_ROWS + 1])

@@ -17,6 +17,8 @@ struct options {
     unsigned n_listen;
     struct endpoint control[OPTIONS_MAX_LISTEN];
     unsigned n_control;
+    struct endpoint metrics;
+    bool has_metrics;
     const char *control_group; /* may control by UNIX sockets, too; NULL: only our user and root */
     const char *pidfile;       /* NULL: none */
     const char *state_dir;     /* NULL: regions end with the server */

@@ -23,6 +23,7 @@
 #include "common/units.h"
 #include "common/version.h"
 #include "subhost-server/export.h"
+#include "subhost-server/store_metrics.h"
 #include "subhost-server/verbs.h"
 
 /* Bytes the kernel thinks can be had now; UINT64_MAX if it does not say. */
@@ -187,6 +188,8 @@ static void stop(struct server *server)
         control_server_stop(server->controls[i]);
     }
     unlink_sockets(server->control, server->n_control);
+    metrics_stop(server->metrics);
+    unlink_sockets(&server->options->metrics, server->metrics != NULL);
     for (unsigned i = 0; i < server->n_data; i++) {
         nbd_server_stop(server->nbd[i]);
     }
@@ -287,6 +290,10 @@ int server_run(const struct options *options, struct reason *reason)
     }
     if (!err) {
         err = start_control(server, reason);
+    }
+    if (!err && options->has_metrics) {
+        struct endpoint endpoint = options->metrics;
+        err = metrics_start(&server->metrics, &endpoint, store_metrics, server, reason);
     }
     if (!err && options->pidfile) {
         err = write_pidfile(options->pidfile, reason);

@@ -6,6 +6,7 @@
 #include "common/control.h"
 #include "common/endpoint.h"
 #include "common/log.h"
+#include "common/metrics.h"
 #include "common/nbd_server.h"
 #include "subhost-server/options.h"
 #include "subhost-server/statedir.h"
@@ -21,6 +22,7 @@ struct server {
     struct endpoint control[OPTIONS_MAX_LISTEN];
     struct control_server *controls[OPTIONS_MAX_LISTEN];
     unsigned n_control;
+    struct metrics *metrics; /* NULL: not asked for */
 };
 
 /**

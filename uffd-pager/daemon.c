@@ -21,9 +21,11 @@
 #include <unistd.h>
 
 #include "common/control.h"
+#include "common/metrics.h"
 #include "common/notify.h"
 #include "common/units.h"
 #include "common/version.h"
+#include "uffd-pager/guest_metrics.h"
 #include "uffd-pager/guests.h"
 
 #define DAEMON_TMPFS_MAGIC 0x01021994
@@ -32,6 +34,7 @@ struct daemon {
     const struct daemon_config *config;
     struct guests *guests;
     struct control_server *control[DAEMON_MAX_CONTROLS];
+    struct metrics *metrics; /* NULL: not asked for */
     int handoff;
 };
 
@@ -334,6 +337,13 @@ static int daemon_start(struct daemon *daemon, struct reason *reason)
             return reason_set(reason, err, "the control server cannot start: %s", strerror(-err));
         }
     }
+    if (config->has_metrics) {
+        struct endpoint endpoint = config->metrics;
+        err = metrics_start(&daemon->metrics, &endpoint, guest_metrics, daemon->guests, reason);
+        if (err) {
+            return err;
+        }
+    }
     return -pthread_create(&thread, NULL, daemon_accept_thread, daemon);
 }
 
@@ -386,6 +396,9 @@ int daemon_main(const struct daemon_config *config)
         unlink(config->pidfile);
     }
     unlink(config->handoff.host);
+    if (config->metrics.is_unix) {
+        unlink(config->metrics.host);
+    }
     for (unsigned i = 0; i < config->n_controls; i++) {
         if (config->control[i].is_unix) {
             unlink(config->control[i].host);

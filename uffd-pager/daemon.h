@@ -15,6 +15,8 @@ struct daemon_config {
     struct endpoint control[DAEMON_MAX_CONTROLS];
     unsigned n_controls;
     struct endpoint data;
+    struct endpoint metrics;
+    bool has_metrics;
     const char *handoff_group; /* may hand guests over, too; NULL: only our user and root */
     const char *control_group; /* may control us by UNIX sockets, too; NULL: as above */
     const char *pidfile;       /* NULL: none */

@@ -20,6 +20,7 @@ static const struct options_row {
     {'G', "handoff-group", "GROUP", "its members may hand guests over (default only this user and root)"},
     {'C', "control-group", "GROUP", "its members may control by UNIX sockets (default as above)"},
     {'d', "data", "ADDR", "where arriving guests' memory is received (default tcp:127.0.0.1:0)"},
+    {'m', "metrics", "ADDR", "answer Prometheus at http://ADDR/metrics (default: not)"},
     {'p', "plaintext", NULL, "allow addresses that other hosts can reach, without encryption"},
     {'P', "pidfile", "FILE", "write the process id there once ready"},
     {'v', "verbose", NULL, "log debug messages too"},
@@ -94,6 +95,10 @@ static void options_take(struct options *options, int key, const char *arg, bool
     case 'd':
         options_endpoint(options, "data", arg, &daemon->data);
         break;
+    case 'm':
+        options_endpoint(options, "metrics", arg, &daemon->metrics);
+        daemon->has_metrics = true;
+        break;
     case 'p':
         *plaintext = true;
         break;
@@ -154,6 +159,9 @@ static void options_check(struct options *options, bool plaintext)
         if (!endpoint_is_local(&daemon->control[i])) {
             off_host = &daemon->control[i];
         }
+    }
+    if (daemon->has_metrics && !endpoint_is_local(&daemon->metrics)) {
+        off_host = &daemon->metrics;
     }
     if (!daemon->handoff.is_unix) {
         fprintf(stderr, "uffd-pager: --handoff must be a unix:PATH address: memory is handed over "

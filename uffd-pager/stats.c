@@ -21,6 +21,10 @@ static const struct {
     {"install_errors", offsetof(struct stats, install_errors)},
 };
 
+/* Limits told to others: 16 us to 1 s. */
+#define STATS_BELOW_FIRST 4u
+#define STATS_BELOW_LAST 20u
+
 #define STATS_N_COUNTERS (sizeof(stats_counters) / sizeof(stats_counters[0]))
 
 static _Atomic uint64_t *stats_counter(struct stats *stats, size_t i)
@@ -53,6 +57,7 @@ static uint64_t stats_bucket_top(unsigned bucket)
 void stats_record(struct stats_histogram *histogram, uint64_t us)
 {
     stats_add(&histogram->bucket[stats_bucket(us)], 1);
+    stats_add(&histogram->sum, us);
     uint64_t max = atomic_load_explicit(&histogram->max, memory_order_relaxed);
     while (us > max && !atomic_compare_exchange_weak_explicit(
                            &histogram->max, &max, us, memory_order_relaxed, memory_order_relaxed)) {
@@ -73,6 +78,22 @@ static uint64_t stats_percentile(const uint64_t *buckets, uint64_t count, unsign
     return 0;
 }
 
+/* [limit in us, how many were below it], for powers of two: what a Prometheus histogram wants. */
+static json_t *stats_below_json(const uint64_t *buckets)
+{
+    json_t *array = json_array();
+    uint64_t below = 0;
+    unsigned i = 0;
+
+    for (unsigned log = STATS_BELOW_FIRST; log <= STATS_BELOW_LAST; log++) {
+        for (; i < (log - 2) * STATS_STEPS; i++) {
+            below += buckets[i];
+        }
+        json_array_append_new(array, json_pack("[I,I]", (json_int_t)1 << log, (json_int_t)below));
+    }
+    return array;
+}
+
 static json_t *stats_histogram_json(struct stats_histogram *histogram)
 {
     uint64_t buckets[STATS_BUCKETS];
@@ -85,9 +106,11 @@ static json_t *stats_histogram_json(struct stats_histogram *histogram)
     }
     uint64_t p50 = stats_percentile(buckets, count, 50);
     uint64_t p99 = stats_percentile(buckets, count, 99);
-    return json_pack("{s:I, s:I, s:I, s:I}", "count", (json_int_t)count, "p50",
+    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:o}", "count", (json_int_t)count, "p50",
                      (json_int_t)(p50 < max ? p50 : max), "p99",
-                     (json_int_t)(p99 < max ? p99 : max), "max", (json_int_t)max);
+                     (json_int_t)(p99 < max ? p99 : max), "max", (json_int_t)max, "sum",
+                     (json_int_t)atomic_load_explicit(&histogram->sum, memory_order_relaxed),
+                     "buckets", stats_below_json(buckets));
 }
 
 void stats_report(struct stats *stats, json_t *object)
@@ -108,4 +131,5 @@ void stats_reset(struct stats *stats)
         atomic_store_explicit(&stats->fault_us.bucket[i], 0, memory_order_relaxed);
     }
     atomic_store_explicit(&stats->fault_us.max, 0, memory_order_relaxed);
+    atomic_store_explicit(&stats->fault_us.sum, 0, memory_order_relaxed);
 }

@@ -14,6 +14,7 @@
 struct stats_histogram {
     _Atomic uint64_t bucket[STATS_BUCKETS];
     _Atomic uint64_t max;
+    _Atomic uint64_t sum;
 };
 
 struct stats {

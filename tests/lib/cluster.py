@@ -133,14 +133,14 @@ class Daemon:
 
 
 class Subhost(Daemon):
-    def __init__(self, cluster, name, memory):
+    def __init__(self, cluster, name, memory, options=()):
         self.control_path = os.path.join(cluster.dir, name + ".sock")
         pidfile = os.path.join(cluster.dir, name + ".pid")
         if os.path.exists(pidfile):
             os.unlink(pidfile)
         super().__init__(cluster, name, [
             program("subhost-server"), "--memory", str(memory), "--listen", "tcp:127.0.0.1:0",
-            "--control", "unix:" + self.control_path, "--pidfile", pidfile, "--exit-with-parent"])
+            "--control", "unix:" + self.control_path, "--pidfile", pidfile, "--exit-with-parent"] + list(options))
         wait_until("%s is ready" % name, 20, lambda: os.path.exists(pidfile) or self._check())
         self.memory = memory
         control = Control(self.control_path)
@@ -164,14 +164,14 @@ class Subhost(Daemon):
 
 
 class Pager(Daemon):
-    def __init__(self, cluster, name, env=None):
+    def __init__(self, cluster, name, env=None, options=()):
         self.run_dir = os.path.join(cluster.dir, name)
         pidfile = os.path.join(cluster.dir, name + ".pid")
         if os.path.exists(pidfile):
             os.unlink(pidfile)
         super().__init__(cluster, name, [
             program("uffd-pager"), "--run-dir", self.run_dir, "--pidfile", pidfile,
-            "--exit-with-parent"], env)
+            "--exit-with-parent"] + list(options), env)
         wait_until("%s is ready" % name, 20, lambda: os.path.exists(pidfile) or self._check())
         self.handoff = os.path.join(self.run_dir, "handoff.sock")
         self.control_path = os.path.join(self.run_dir, "uffd-pager.sock")
@@ -423,13 +423,13 @@ class Cluster:
             self._guest_files = dict(re.findall(r"^(\w+)=(.*)$", out, re.M))
         return self._guest_files
 
-    def subhost(self, memory, name=None):
-        subhost = Subhost(self, name or "subhost%d" % (len(self.subhosts) + 1), memory)
+    def subhost(self, memory, name=None, options=()):
+        subhost = Subhost(self, name or "subhost%d" % (len(self.subhosts) + 1), memory, options)
         self.subhosts.append(subhost)
         return subhost
 
-    def pager(self, name, env=None):
-        return Pager(self, name, env)
+    def pager(self, name, env=None, options=()):
+        return Pager(self, name, env, options)
 
     def guest(self, name, pager, memory, **arguments):
         return Guest(self, name, pager, memory, self.uuid, **arguments)
