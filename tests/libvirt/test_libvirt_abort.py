@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-# TEST-TIMEOUT: 240
+# TEST-TIMEOUT: 400
 """Moves that do not come to their end: the guest runs on at the source, and everything is freed.
 
 domjobinfo, migrate-setspeed, migrate-setmaxdowntime and domjobabort from another shell; Ctrl-C; a

@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-# TEST-TIMEOUT: 180
+# TEST-TIMEOUT: 300
 """An operator's way: check, enable, check, migrate, look, disable; two libvirtd, two sub-hosts.
 
 The guest checks itself from before the move until after it, on both sides.

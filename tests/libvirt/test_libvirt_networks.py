@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-# TEST-TIMEOUT: 180
+# TEST-TIMEOUT: 300
 """IPv6, and a migration network of its own: control over one, all of a guest's memory over the other.
 
 Both libvirts, both pagers and the sub-hosts are named by IPv6 addresses; what each network has

@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-# TEST-TIMEOUT: 240
+# TEST-TIMEOUT: 400
 """libvirt's other commands on an enabled guest, split and not; destinations that are lost.
 
 save, restore, managedsave and a plain migration of a guest that is not split work as without us; a split

@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-# TEST-TIMEOUT: 180
+# TEST-TIMEOUT: 300
 """What paces a move, by the command's options and by virsh in mid-move, on a guest that writes too fast.
 
 --bandwidth, --downtime, --auto-converge, --parallel-connections, --timeout-suspend; migrate-setspeed,

@@ -77,15 +77,19 @@ max_core = 0
 """
 
 
+class Missing(Exception):
+    """Why two libvirtd cannot run on this machine."""
+
+
 def libvirt_folder():
     if os.geteuid() != 0:
-        skip("must be root: the hosts are namespaces")
+        raise Missing("must be root: the hosts are namespaces")
     for tool in ("ip", "nsenter", "unshare"):
         if not shutil.which(tool):
-            skip("%s is not there" % tool)
+            raise Missing("%s is not there" % tool)
     result = subprocess.run([os.path.join(HERE, "build.sh"), CACHE], capture_output=True, text=True)
     if result.returncode == 77:
-        skip(result.stderr.strip())
+        raise Missing(result.stderr.strip())
     if result.returncode:
         raise Failure("build.sh: " + result.stderr)
     return result.stdout.strip()
@@ -115,7 +119,7 @@ class Host:
         bed.holders.append(self.holder)
         line = self.holder.stdout.readline()
         if line != "ready\n":
-            skip("a host cannot be made of namespaces here: %s" % (line + self.holder.stdout.read()))
+            raise Missing("a host cannot be made of namespaces here: %s" % (line + self.holder.stdout.read()))
         with open("/proc/%d/task/%d/children" % (self.holder.pid, self.holder.pid)) as file:
             self.pid = int(file.read().split()[0])
         bed.connect(self)
@@ -331,29 +335,26 @@ DOMAIN_XML = """<domain type='qemu'>
 class Testbed:
     NAMES = ("source", "main", "sub1", "sub2")
 
-    def __init__(self, subhost_memory=512 * MIB, networks=("10.213.0.%d",)):
-        self.networks = networks
+    def __init__(self, subhost_memory=(512 * MIB, 512 * MIB), networks=("10.213.0.%d",)):
+        self.subhost_memory, self.networks = subhost_memory, networks
         self.dir = tempfile.mkdtemp(prefix="smv-", dir="/dev/shm")
-        self.holders, self.processes, self._files = [], [], None
-        try:
-            self.libvirt = libvirt_folder()
-            self._guest_files()
-            self._switch()
-            self.source = LibvirtHost(self, "source", 1)
-            self.main = LibvirtHost(self, "main", 2)
-            self.subhosts = [SubhostHost(self, "sub1", 3, subhost_memory),
-                             SubhostHost(self, "sub2", 4, subhost_memory)]
-        except BaseException as error:
-            if not isinstance(error, SystemExit):
-                self.show_logs()
-            self.close()
-            raise
+        self.holders, self.processes, self.subhosts, self._files = [], [], [], None
+
+    def start(self):
+        """Raises Missing if this machine cannot have them."""
+        self.libvirt = libvirt_folder()
+        self._guest_files()
+        self._switch()
+        self.source = LibvirtHost(self, "source", 1)
+        self.main = LibvirtHost(self, "main", 2)
+        for i, memory in enumerate(self.subhost_memory):
+            self.subhosts.append(SubhostHost(self, self.NAMES[2 + i], 3 + i, memory))
 
     def __enter__(self):
         return self
 
     def __exit__(self, kind, value, trace):
-        if value and not isinstance(value, SystemExit):
+        if value and not isinstance(value, (SystemExit, Missing)):
             self.show_logs()
         self.close()
 
@@ -367,7 +368,7 @@ class Testbed:
         self.holders.append(self.switch)
         line = self.switch.stdout.readline()
         if line != "ready\n":
-            skip("there is no bridge to be had: %s" % line)
+            raise Missing("there is no bridge to be had: %s" % line)
 
     def connect(self, host):
         def ip(where, *words):
@@ -449,7 +450,10 @@ def main(test, **arguments):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     try:
         with Testbed(**arguments) as bed:
+            bed.start()
             test(bed)
+    except Missing as missing:
+        skip(str(missing))
     except (Failure, subprocess.TimeoutExpired, ConnectionError) as failure:
         print("FAIL: %s" % failure)
         sys.exit(1)
