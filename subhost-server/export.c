@@ -11,12 +11,16 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/bounce.h"
 #include "common/racy.h"
 #include "subhost-server/region.h"
+
+#define KEEP_BYTES (2u << 20) /* larger buffers are freed after use */
 
 struct client {
     struct store *store;
     struct region *region;
+    struct bounce bounce;
 };
 
 static void count(_Atomic uint64_t *counter, uint64_t n)
@@ -75,16 +79,32 @@ static void export_read_end(struct nbd_export *export, uint64_t offset, uint32_t
 static int export_write_begin(struct nbd_export *export, uint64_t offset, uint32_t length,
                               void **memory)
 {
-    return outcome(export, region_write_begin(region_of(export), offset, length, memory));
+    struct client *client = export->opaque;
+    int err = region_write_begin(client->region, offset, length, true, memory);
+
+    if (!err && !*memory) {
+        *memory = bounce_get(&client->bounce, length);
+        if (!*memory) {
+            region_write_end(client->region, offset, length, false);
+            err = -ENOMEM;
+        }
+    }
+    return outcome(export, err);
 }
 
 static int export_write_end(struct nbd_export *export, uint64_t offset, uint32_t length,
                             void *memory, bool complete)
 {
-    struct store_stats *stats = &((struct client *)export->opaque)->store->stats;
-    int err = region_write_end(region_of(export), offset, length, complete);
+    struct client *client = export->opaque;
+    struct store_stats *stats = &client->store->stats;
+    int err = 0;
 
-    (void)memory;
+    if (memory == client->bounce.memory && complete) {
+        err = region_fill(client->region, offset, length, memory);
+    }
+    int end = region_write_end(client->region, offset, length, complete && !err);
+    err = end ? end : err;
+    bounce_trim(&client->bounce, KEEP_BYTES);
     if (!err && complete) {
         count(&stats->writes, 1);
         count(&stats->write_bytes, length);
@@ -108,7 +128,7 @@ static int export_write_zeroes(struct nbd_export *export, uint64_t offset, uint3
         return outcome(export, region_zero(region, offset, length));
     }
     /* The client wants to be sure of the memory. */
-    int err = region_write_begin(region, offset, length, &memory);
+    int err = region_write_begin(region, offset, length, false, &memory);
     if (!err) {
         racy_begin();
         memset(memory, 0, length);
@@ -143,6 +163,7 @@ static void export_close(struct nbd_export *export)
 
     region_client_left(client->region);
     region_unref(client->region);
+    bounce_free(&client->bounce);
     free(client);
 }
 

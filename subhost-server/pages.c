@@ -28,8 +28,8 @@
  *
  * Quota is charged and stored is set before memory is touched; memory is
  * freed before quota is given back: what is stored never exceeds the quota.
- * Fresh pages are populated by a system call, which can fail, and not by a page fault,
- * which would kill us when memory is short.
+ * Fresh pages are filled (region_fill()) or populated by a system call, which can fail, and not
+ * by a page fault, which would kill us when memory is short.
  *
  * A region in files (statedir.h) may be taken up again after its server was killed at any
  * point: a page is what has memory, exists and is stored.  So bits that say less come
@@ -279,8 +279,10 @@ static int populate(struct region *region, uint64_t first, uint64_t end)
     return -ENOSPC;
 }
 
-int region_write_begin(struct region *region, uint64_t offset, uint32_t length, void **memory)
+int region_write_begin(struct region *region, uint64_t offset, uint32_t length, bool may_fill,
+                       void **memory)
 {
+    bool whole = offset % PAGE_BYTES == 0 && length % PAGE_BYTES == 0;
     uint64_t first = offset / PAGE_BYTES;
     uint64_t end = (offset + length - 1) / PAGE_BYTES + 1;
     uint64_t page = first, pinned = first;
@@ -304,14 +306,35 @@ int region_write_begin(struct region *region, uint64_t offset, uint32_t length, 
         }
     }
     quota_uncharge(&region->claim, prepaid);
-    if (!err && fresh) {
+    bool fill = may_fill && whole && fresh;
+    if (!err && fresh && !fill) {
         err = populate(region, first, end);
     }
     if (err) {
         write_unpin(region, first, pinned, false);
         return err;
     }
-    *memory = region->memory + offset;
+    *memory = fill ? NULL : region->memory + offset;
+    return 0;
+}
+
+int region_fill(struct region *region, uint64_t offset, uint32_t length, const void *bytes)
+{
+    const uint8_t *from = bytes;
+
+    while (length) {
+        ssize_t n = pwrite(region->fd, from, length, (off_t)offset);
+        if (n < 0 && errno == EINTR) {
+            continue;
+        }
+        if (n <= 0) {
+            log_error("no memory for a region's pages although the quota has room: %m");
+            return -ENOSPC;
+        }
+        from += n;
+        offset += (uint64_t)n;
+        length -= (uint32_t)n;
+    }
     return 0;
 }
 

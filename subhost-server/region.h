@@ -82,9 +82,15 @@ void region_read_end(struct region *region, uint64_t offset, uint32_t length);
 
 /**
  * region_write_begin() - charge and allocate what [offset, offset + length) needs, and pin it
+ * @memory: where the bytes go.  NULL, if the caller has @may_fill, for whole pages some of which
+ *     are fresh: then nothing is allocated yet, and region_fill() comes before a complete end.
  * Return: 0; -ENOSPC, and nothing has changed; -ESHUTDOWN.
  */
-int region_write_begin(struct region *region, uint64_t offset, uint32_t length, void **memory);
+int region_write_begin(struct region *region, uint64_t offset, uint32_t length, bool may_fill,
+                       void **memory);
+
+/** region_fill() - between begin and end: write whole pages without clearing them first; 0 or -errno */
+int region_fill(struct region *region, uint64_t offset, uint32_t length, const void *bytes);
 
 /** region_write_end() - @complete: the pages exist now; otherwise fresh ones are taken back */
 int region_write_end(struct region *region, uint64_t offset, uint32_t length, bool complete);

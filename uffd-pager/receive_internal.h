@@ -25,6 +25,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "common/bounce.h"
 #include "common/nbd.h"
 #include "common/nbd_server.h"
 #include "uffd-pager/receive.h"
@@ -70,8 +71,7 @@ struct receive_read {
 /* One client of the RAM export; used by its connection's thread only. */
 struct receive_client {
     struct receive *receive;
-    void *bounce;
-    size_t bounce_size;
+    struct bounce bounce;
     struct receive_read *reads;
     uint64_t read_bytes;
 };

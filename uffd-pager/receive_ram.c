@@ -4,7 +4,6 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include "uffd-pager/receive_internal.h"
@@ -84,26 +83,6 @@ static void held_drop(struct receive *receive, uint64_t first, uint64_t count)
 
 /* ---- write ---- */
 
-static int ram_bounce(struct receive_client *client, uint32_t length)
-{
-    if (client->bounce_size >= length) {
-        return 0;
-    }
-    if (client->bounce) {
-        munmap(client->bounce, client->bounce_size);
-        client->bounce_size = 0;
-    }
-    size_t size = (length + CHUNK_BYTES - 1) & ~(CHUNK_BYTES - 1);
-    client->bounce = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (client->bounce == MAP_FAILED) {
-        client->bounce = NULL;
-        return -ENOMEM;
-    }
-    madvise(client->bounce, size, MADV_DONTDUMP);
-    client->bounce_size = size;
-    return 0;
-}
-
 static int ram_write_begin(struct nbd_export *export, uint64_t offset, uint32_t length,
                            void **memory)
 {
@@ -112,9 +91,8 @@ static int ram_write_begin(struct nbd_export *export, uint64_t offset, uint32_t 
     if (ram_has_gap(client->receive, offset, length)) {
         return -EINVAL;
     }
-    int err = ram_bounce(client, length);
-    *memory = client->bounce;
-    return err;
+    *memory = bounce_get(&client->bounce, length);
+    return *memory ? 0 : -ENOMEM;
 }
 
 static int ram_pwrite(const struct receive *receive, const uint8_t *bytes, uint64_t flat,
@@ -161,11 +139,7 @@ static int ram_write_end(struct nbd_export *export, uint64_t offset, uint32_t le
     if (!err) {
         atomic_fetch_add(&client->receive->bytes, length);
     }
-    if (client->bounce_size > RECEIVE_KEEP_BYTES) {
-        munmap(client->bounce, client->bounce_size);
-        client->bounce = NULL;
-        client->bounce_size = 0;
-    }
+    bounce_trim(&client->bounce, RECEIVE_KEEP_BYTES);
     return err;
 }
 
@@ -348,9 +322,7 @@ static void ram_close(struct nbd_export *export)
         client->reads = read->next;
         free(read);
     }
-    if (client->bounce) {
-        munmap(client->bounce, client->bounce_size);
-    }
+    bounce_free(&client->bounce);
     free(client);
 }
 
