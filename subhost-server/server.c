@@ -19,6 +19,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "common/meminfo.h"
 #include "common/notify.h"
 #include "common/units.h"
 #include "common/version.h"
@@ -26,28 +27,9 @@
 #include "subhost-server/store_metrics.h"
 #include "subhost-server/verbs.h"
 
-/* Bytes the kernel thinks can be had now; UINT64_MAX if it does not say. */
-static uint64_t memory_available(void)
-{
-    unsigned long long kib;
-    uint64_t available = UINT64_MAX;
-    char line[128];
-    FILE *file = fopen("/proc/meminfo", "re");
-
-    while (file && fgets(line, sizeof(line), file)) {
-        if (sscanf(line, "MemAvailable: %llu kB", &kib) == 1) {
-            available = kib * KIB;
-        }
-    }
-    if (file) {
-        fclose(file);
-    }
-    return available;
-}
-
 static void warn_of_memory(uint64_t memory)
 {
-    uint64_t available = memory_available();
+    uint64_t available = meminfo_bytes("MemAvailable:");
     struct rlimit limit;
     char wanted[32], have[32];
 

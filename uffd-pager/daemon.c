@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 #include "common/control.h"
+#include "common/meminfo.h"
 #include "common/metrics.h"
 #include "common/notify.h"
 #include "common/units.h"
@@ -145,6 +146,7 @@ static json_t *daemon_pass_on(struct daemon *daemon, struct control_peer *peer, 
 
 DAEMON_PASS_ON(daemon_query_guest, "query-guest", false)
 DAEMON_PASS_ON(daemon_query_pages, "query-pages", false)
+DAEMON_PASS_ON(daemon_query_heatmap, "query-heatmap", false)
 DAEMON_PASS_ON(daemon_incoming_prepare, "incoming-prepare", true)
 DAEMON_PASS_ON(daemon_incoming_cancel, "incoming-cancel", false)
 DAEMON_PASS_ON(daemon_outgoing_profile, "outgoing-profile", false)
@@ -154,21 +156,12 @@ DAEMON_PASS_ON(daemon_outgoing_cancel, "outgoing-cancel", false)
 DAEMON_PASS_ON(daemon_set_budget, "set-budget", false)
 DAEMON_PASS_ON(daemon_reset_stats, "reset-stats", false)
 
+/* As JSON has numbers: 0 if the kernel does not say. */
 static json_int_t daemon_meminfo(const char *key)
 {
-    FILE *file = fopen("/proc/meminfo", "re");
-    char line[128];
-    json_int_t bytes = 0;
+    uint64_t bytes = meminfo_bytes(key);
 
-    while (file && fgets(line, sizeof(line), file)) {
-        if (strncmp(line, key, strlen(key)) == 0) {
-            bytes = (json_int_t)(strtoull(line + strlen(key), NULL, 10) * KIB);
-        }
-    }
-    if (file) {
-        fclose(file);
-    }
-    return bytes;
+    return bytes <= INT64_MAX ? (json_int_t)bytes : 0;
 }
 
 static json_t *daemon_query_status(void *opaque, struct control_peer *peer, const json_t *args,
@@ -218,6 +211,7 @@ static const struct control_verb daemon_verbs[] = {
     {"query-guests", daemon_query_guests},
     {"query-guest", daemon_query_guest},
     {"query-pages", daemon_query_pages},
+    {"query-heatmap", daemon_query_heatmap},
     {"incoming-prepare", daemon_incoming_prepare},
     {"incoming-cancel", daemon_incoming_cancel},
     {"outgoing-profile", daemon_outgoing_profile},

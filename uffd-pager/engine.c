@@ -387,6 +387,7 @@ int engine_discard(struct engine *engine, uint64_t flat, uint64_t length)
 static json_t *engine_subhosts(struct engine *engine)
 {
     uint64_t pages[PAGEMAP_MAX_SUBHOSTS] = {0};
+    uint64_t remote[PAGEMAP_MAX_SUBHOSTS] = {0};
     json_t *array = json_array();
 
     for (uint64_t chunk = 0; chunk < engine->map->n_chunks; chunk++) {
@@ -395,12 +396,14 @@ static json_t *engine_subhosts(struct engine *engine)
             struct pagemap_counts counts;
             pagemap_count(engine->map, chunk * CHUNK_PAGES, CHUNK_PAGES, &counts);
             pages[host] += counts.remote + counts.clean;
+            remote[host] += counts.remote;
         }
     }
     for (unsigned i = 0; i < engine->config.n_subhosts; i++) {
         struct link_host *host = &engine->hosts[i];
         json_array_append_new(
-            array, json_pack("{s:I, s:b}", "pages", (json_int_t)pages[i], "connected",
+            array, json_pack("{s:I, s:I, s:b}", "pages", (json_int_t)pages[i], "remote",
+                             (json_int_t)remote[i], "connected",
                              atomic_load(&host->up) > 0 && !atomic_load(&host->trouble_us)));
     }
     return array;

@@ -164,23 +164,34 @@ static void guest_chunk(struct worker *worker, uint64_t chunk, uint32_t present,
     }
 }
 
-json_t *guest_query_pages(struct worker *worker, int *err, struct reason *reason)
+/* Pages that exist, per chunk; NULL with *err if the guest is not in a state to be looked at. */
+static uint32_t *guest_chunks_present(struct worker *worker, int *err, struct reason *reason)
 {
-    uint64_t n_chunks = worker->layout.flat_size / CHUNK_BYTES;
-    struct guest_run run = {0};
-
     if (!worker->have_layout || worker->state == WORKER_INCOMING ||
         worker->state == WORKER_COMMITTING) {
         *err = reason_set(reason, -EBUSY, "guest %s is %s: its pages cannot be told yet",
                           worker->uuid_text, worker_state_name(worker->state));
         return NULL;
     }
-    uint32_t *present = calloc(n_chunks, sizeof(*present));
+    uint32_t *present = calloc(worker->layout.flat_size / CHUNK_BYTES + 1, sizeof(*present));
     if (!present) {
-        *err = -ENOMEM;
+        *err = reason_set(reason, -ENOMEM, "out of memory");
         return NULL;
     }
     guest_present(&worker->layout, present);
+    return present;
+}
+
+json_t *guest_query_pages(struct worker *worker, int *err, struct reason *reason)
+{
+    uint64_t n_chunks = worker->layout.flat_size / CHUNK_BYTES;
+    struct guest_run run = {0};
+
+    uint32_t *present = guest_chunks_present(worker, err, reason);
+
+    if (!present) {
+        return NULL;
+    }
     json_t *runs = json_array();
     for (uint64_t chunk = 0; chunk < n_chunks; chunk++) {
         struct guest_run next;
@@ -198,4 +209,62 @@ json_t *guest_query_pages(struct worker *worker, int *err, struct reason *reason
     return json_pack("{s:I, s:I, s:I, s:o, s:o}", "page_bytes", (json_int_t)PAGE_BYTES,
                      "chunk_bytes", (json_int_t)CHUNK_BYTES, "n_chunks", (json_int_t)n_chunks,
                      "subhosts", subhosts, "runs", runs);
+}
+
+/* One column of `query-heatmap`: @digits hexadecimal digits for each chunk. */
+struct guest_column {
+    const char *name;
+    unsigned digits;
+    char *text;
+};
+
+static void guest_column_put(struct guest_column *column, uint64_t chunk, unsigned value)
+{
+    static const char hex[] = "0123456789abcdef";
+
+    for (unsigned i = 0; i < column->digits; i++) {
+        column->text[chunk * column->digits + i] = hex[value >> 4 * (column->digits - 1 - i) & 15];
+    }
+}
+
+json_t *guest_query_heatmap(struct worker *worker, int *err, struct reason *reason)
+{
+    enum { RESIDENT, REMOTE, SUBHOST, HEAT, N_COLUMNS };
+    struct guest_column column[N_COLUMNS] = {
+        {"resident", 3, NULL}, {"remote", 3, NULL}, {"subhost", 2, NULL}, {"heat", 2, NULL}};
+    uint32_t *present = guest_chunks_present(worker, err, reason);
+
+    if (!present) {
+        return NULL;
+    }
+    uint64_t n_chunks = worker->layout.flat_size / CHUNK_BYTES;
+    for (unsigned i = 0; i < N_COLUMNS; i++) {
+        column[i].text = calloc(n_chunks + 1, column[i].digits);
+        *err = column[i].text ? *err : reason_set(reason, -ENOMEM, "out of memory");
+    }
+    for (uint64_t chunk = 0; chunk < n_chunks && !*err; chunk++) {
+        struct guest_run run;
+        guest_chunk(worker, chunk, present[chunk], &run);
+        guest_column_put(&column[RESIDENT], chunk, (unsigned)(run.counts.local + run.counts.clean));
+        guest_column_put(&column[REMOTE], chunk, (unsigned)run.counts.remote);
+        guest_column_put(&column[SUBHOST], chunk,
+                         run.subhost < 0 ? PAGEMAP_NO_SUBHOST : (unsigned)run.subhost);
+        guest_column_put(&column[HEAT], chunk, (unsigned)run.heat);
+    }
+    json_t *answer = *err ? NULL
+                          : json_pack("{s:I, s:I, s:o}", "chunk_bytes", (json_int_t)CHUNK_BYTES,
+                                      "n_chunks", (json_int_t)n_chunks, "subhosts", json_array());
+    for (unsigned i = 0; i < N_COLUMNS; i++) {
+        if (answer) {
+            json_object_set_new(answer, column[i].name, json_string(column[i].text));
+        }
+        free(column[i].text);
+    }
+    for (unsigned i = 0; answer && worker->state == WORKER_SPLIT && i < worker->session.n_subhosts;
+         i++) {
+        json_array_append_new(json_object_get(answer, "subhosts"),
+                              json_string(worker->session.subhost[i].name));
+    }
+    free(present);
+    return answer;
 }

@@ -271,22 +271,32 @@ uint64_t session_process_start(pid_t pid)
     return p ? strtoull(p + 1, NULL, 10) : 0;
 }
 
-static int session_region(const struct session_subhost *subhost, const char *verb, const char *uuid,
-                          struct reason *reason)
+/* Run @verb on a sub-host; @args are stolen. */
+static int session_call(const struct session_subhost *subhost, const char *verb, json_t *args,
+                        json_t **result, struct reason *reason)
 {
     struct control_client *client;
     struct reason why = {""};
 
     int err = control_connect(&client, &subhost->control, SESSION_CONTROL_TIMEOUT_MS, &why);
-    if (!err) {
-        json_t *args = json_pack("{s:s}", "name", uuid);
-        if (subhost->ticket[0]) {
-            json_object_set_new(args, "ticket", json_string(subhost->ticket));
-        }
-        err = control_call(client, verb, args, NULL, SESSION_CONTROL_TIMEOUT_MS, &why);
+    if (err) {
+        json_decref(args);
+    } else {
+        err = control_call(client, verb, args, result, SESSION_CONTROL_TIMEOUT_MS, &why);
         control_close(client);
     }
     return err ? reason_set(reason, err, "sub-host '%s': %.180s", subhost->name, why.text) : 0;
+}
+
+static int session_region(const struct session_subhost *subhost, const char *verb, const char *uuid,
+                          struct reason *reason)
+{
+    json_t *args = json_pack("{s:s}", "name", uuid);
+
+    if (subhost->ticket[0]) {
+        json_object_set_new(args, "ticket", json_string(subhost->ticket));
+    }
+    return session_call(subhost, verb, args, NULL, reason);
 }
 
 int session_keep_regions(const struct session *session, const char *uuid, struct reason *reason)
@@ -309,6 +319,51 @@ void session_delete_regions(const struct session *session, const char *uuid)
             log_warn("the region of guest %s could not be freed: %s", uuid, reason.text);
         }
     }
+}
+
+static uint64_t session_bytes(const json_t *object, const char *key)
+{
+    json_int_t value = json_integer_value(json_object_get(object, key));
+
+    return value > 0 ? (uint64_t)value : 0;
+}
+
+/* As subhost-server/quota.c counts: what was reserved is sure, beyond it the host's free memory. */
+static void session_region_room(const json_t *region, uint64_t free_bytes, uint64_t *stored,
+                                uint64_t *room)
+{
+    uint64_t limit = session_bytes(region, "limit");
+    uint64_t reserve = session_bytes(region, "reserve");
+
+    *stored = session_bytes(region, "stored");
+    uint64_t below = limit > *stored ? limit - *stored : 0;
+    *room = free_bytes + (reserve > *stored ? reserve - *stored : 0);
+    *room = *room < below ? *room : below;
+}
+
+int session_room(const struct session *session, unsigned i, const char *uuid, uint64_t *stored,
+                 uint64_t *room, struct reason *reason)
+{
+    const struct session_subhost *subhost = &session->subhost[i];
+    json_t *status = NULL;
+    json_t *regions = NULL;
+    json_t *region;
+    size_t k;
+
+    *stored = *room = 0;
+    int err = session_call(subhost, "query-status", NULL, &status, reason);
+    if (!err) {
+        err = session_call(subhost, "region-list", NULL, &regions, reason);
+    }
+    json_array_foreach(regions, k, region) {
+        const char *name = json_string_value(json_object_get(region, "name"));
+        if (name && strcmp(name, uuid) == 0) {
+            session_region_room(region, session_bytes(status, "free"), stored, room);
+        }
+    }
+    json_decref(regions);
+    json_decref(status);
+    return err;
 }
 
 void session_remove(const char *dir)

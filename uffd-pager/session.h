@@ -62,6 +62,14 @@ int session_keep_regions(const struct session *session, const char *uuid, struct
 /** session_delete_regions() - region-delete on every sub-host; what cannot be reached is logged */
 void session_delete_regions(const struct session *session, const char *uuid);
 
+/**
+ * session_room() - what the guest's region on sub-host @i holds and may still take
+ * @stored, @room: bytes; both 0 if the sub-host cannot be asked
+ * Asks over the network: no lock held.  Return: 0 or -errno, @reason.
+ */
+int session_room(const struct session *session, unsigned i, const char *uuid, uint64_t *stored,
+                 uint64_t *room, struct reason *reason);
+
 /** session_remove() - delete DIR with all the files a worker keeps there */
 void session_remove(const char *dir);
 

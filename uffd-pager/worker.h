@@ -197,8 +197,14 @@ void outgoing_qemu_lost(struct worker *worker);
 json_t *guest_query(struct worker *worker);
 /** guest_query_pages() - what `query-pages` returns. worker.lock held. */
 json_t *guest_query_pages(struct worker *worker, int *err, struct reason *reason);
+/** guest_query_heatmap() - what `query-heatmap` returns. worker.lock held. */
+json_t *guest_query_heatmap(struct worker *worker, int *err, struct reason *reason);
 /** guest_present() - pages that exist, per chunk, by SEEK_DATA; @present [n_chunks] may be NULL. Return: pages in all */
 uint64_t guest_present(const struct layout *layout, uint32_t *present);
+
+/* budget.c */
+/** budget_set() - `set-budget`: check that it can be, then do it. No lock held: it asks the sub-hosts. */
+json_t *budget_set(struct worker *worker, const json_t *args, int *err, struct reason *reason);
 
 /* worker_verbs.c */
 /** worker_verbs_start() - serve the worker's control socket */

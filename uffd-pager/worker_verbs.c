@@ -30,6 +30,18 @@ static json_t *verb_query_pages(void *opaque, struct control_peer *peer, const j
     return answer;
 }
 
+static json_t *verb_query_heatmap(void *opaque, struct control_peer *peer, const json_t *args,
+                                  int *err, struct reason *reason)
+{
+    struct worker *worker = opaque;
+
+    (void)peer, (void)args;
+    pthread_mutex_lock(&worker->lock);
+    json_t *answer = guest_query_heatmap(worker, err, reason);
+    pthread_mutex_unlock(&worker->lock);
+    return answer;
+}
+
 static json_t *verb_incoming_prepare(void *opaque, struct control_peer *peer, const json_t *args,
                                      int *err, struct reason *reason)
 {
@@ -70,41 +82,11 @@ static json_t *verb_outgoing_cancel(void *opaque, struct control_peer *peer, con
     return outgoing_cancel(opaque, err, reason);
 }
 
-static uint64_t verb_bytes(const json_t *args, const char *key, uint64_t missing)
-{
-    json_int_t value = json_integer_value(json_object_get(args, key));
-
-    return value > 0 ? (uint64_t)value : missing;
-}
-
 static json_t *verb_set_budget(void *opaque, struct control_peer *peer, const json_t *args,
                                int *err, struct reason *reason)
 {
-    struct worker *worker = opaque;
-    uint64_t budget = verb_bytes(args, "budget", 0);
-    uint64_t high = verb_bytes(args, "high_watermark", budget - budget / 16);
-    uint64_t low = verb_bytes(args, "low_watermark", budget - budget / 8);
-
     (void)peer;
-    pthread_mutex_lock(&worker->lock);
-    if (worker->state != WORKER_SPLIT) {
-        *err = reason_set(reason, -EBUSY, "guest %s has no budget: it is not split",
-                          worker->uuid_text);
-    } else if (budget < 16 * MIB || low > high || high > budget) {
-        *err = reason_set(reason, -EINVAL, "'budget' must be at least 16 MiB and its watermarks "
-                                           "below it, the low one below the high one");
-    } else {
-        *err = engine_set_budget(worker->engine, budget, low, high, reason);
-    }
-    if (!*err) {
-        worker->session.budget = budget;
-        worker->session.high_watermark = high;
-        worker->session.low_watermark = low;
-        session_save(&worker->session, worker->dir);
-        worker->resident_max = 0;
-    }
-    pthread_mutex_unlock(&worker->lock);
-    return NULL;
+    return budget_set(opaque, args, err, reason);
 }
 
 static json_t *verb_reset_stats(void *opaque, struct control_peer *peer, const json_t *args,
@@ -127,6 +109,7 @@ static json_t *verb_reset_stats(void *opaque, struct control_peer *peer, const j
 static const struct control_verb worker_verbs[] = {
     {"query-guest", verb_query_guest},
     {"query-pages", verb_query_pages},
+    {"query-heatmap", verb_query_heatmap},
     {"incoming-prepare", verb_incoming_prepare},
     {"incoming-cancel", verb_incoming_cancel},
     {"outgoing-profile", verb_outgoing_profile},
