@@ -33,7 +33,8 @@ LIBVIRT_CFLAGS := -DHAVE_LIBVIRT $(shell pkg-config --cflags $(LIBVIRT_PKGS))
 LIBVIRT_LIBS := $(shell pkg-config --libs $(LIBVIRT_PKGS))
 UNUSED = split-migrate/virt_none.c
 else
-UNUSED = $(addprefix split-migrate/,driver_libvirt.c virt.c virt_pace.c domain_xml.c verb_enable.c verb_check.c)
+UNUSED = $(addprefix split-migrate/,driver_libvirt.c virt.c virt_pace.c names_libvirt.c domain_xml.c \
+    verb_enable.c verb_check.c)
 endif
 
 PROGRAMS = split-migrate uffd-pager subhost-server

@@ -16,6 +16,13 @@ uint64_t hosts_bytes(const json_t *object, const char *key)
     return value > 0 ? (uint64_t)value : 0;
 }
 
+const char *hosts_text(const json_t *object, const char *key)
+{
+    const char *text = json_string_value(json_object_get(object, key));
+
+    return text ? text : "-";
+}
+
 void hosts_ticket(char ticket[HOSTS_TICKET_LEN])
 {
     uint8_t random[(HOSTS_TICKET_LEN - 1) / 2];
@@ -79,6 +86,8 @@ static void pager_event(void *opaque, const char *name, const json_t *data)
         snprintf(pager->failed, sizeof(pager->failed), "%s", why ? why : "no reason was given");
     } else if (strcmp(name, "GUEST_GONE") == 0) {
         snprintf(pager->failed, sizeof(pager->failed), HOSTS_GUEST_GONE);
+    } else if (strcmp(name, "OVER_BUDGET") == 0) {
+        snprintf(pager->over, sizeof(pager->over), "%s", why ? why : "no reason was given");
     }
 }
 
@@ -124,8 +133,8 @@ void pager_close(struct pager *pager)
 
 /* ---- sub-hosts ---- */
 
-static int subhost_call(struct subhost *subhost, const char *verb, json_t *args, json_t **result,
-                        struct reason *reason)
+int subhost_call(struct subhost *subhost, const char *verb, json_t *args, json_t **result,
+                 struct reason *reason)
 {
     struct reason why = {""};
 
@@ -135,16 +144,24 @@ static int subhost_call(struct subhost *subhost, const char *verb, json_t *args,
                : 0;
 }
 
-int subhost_open(struct subhost *subhost, const struct policy_subhost *policy,
-                 struct reason *reason)
+int subhost_connect(struct subhost *subhost, const struct policy_subhost *policy,
+                    struct reason *reason)
 {
     struct reason why = {""};
-    json_t *status = NULL;
 
     subhost->policy = policy;
     int err = control_connect(&subhost->client, &policy->control, HOSTS_CONNECT_MS, &why);
+    return err ? reason_set(reason, err, "sub-host '%s': %.170s", policy->name, why.text) : 0;
+}
+
+int subhost_open(struct subhost *subhost, const struct policy_subhost *policy,
+                 struct reason *reason)
+{
+    json_t *status = NULL;
+
+    int err = subhost_connect(subhost, policy, reason);
     if (err) {
-        return reason_set(reason, err, "sub-host '%s': %.170s", policy->name, why.text);
+        return err;
     }
     err = subhost_call(subhost, "query-status", NULL, &status, reason);
     if (err) {

@@ -26,6 +26,7 @@ struct pager {
     struct control_client *client;
     char uuid[UUID_TEXT_LEN]; /* events about other guests are not ours; "": all are */
     char failed[REASON_LEN];  /* why the move failed, if an event said so */
+    char over[REASON_LEN];    /* why the guest goes over its budget, likewise */
 };
 
 struct subhost {
@@ -51,6 +52,15 @@ int pager_call(struct pager *pager, const char *verb, json_t *args, json_t **res
 json_t *pager_guest(struct pager *pager, const char *uuid, int *err, struct reason *reason);
 
 void pager_close(struct pager *pager);
+
+/** subhost_connect() - connect. Return: 0 or -errno, @reason. */
+int subhost_connect(struct subhost *subhost, const struct policy_subhost *policy,
+                    struct reason *reason);
+
+/** subhost_call() - run a verb; @args is stolen. Return: as control_call(), the name before the
+ * sentence. */
+int subhost_call(struct subhost *subhost, const char *verb, json_t *args, json_t **result,
+                 struct reason *reason);
 
 /** subhost_open() - connect, ask for its free memory and data address. Return: 0 or -errno,
  * @reason. */
@@ -80,6 +90,9 @@ int hosts_choose_data(const json_t *list, const struct endpoint *control,
 
 /** hosts_ticket() - a random word */
 void hosts_ticket(char ticket[HOSTS_TICKET_LEN]);
+
+/** hosts_text() - member @key of @object as text; "-" if there is none */
+const char *hosts_text(const json_t *object, const char *key);
 
 /** hosts_bytes() - member @key of @object as bytes; 0 if it is not there or negative */
 uint64_t hosts_bytes(const json_t *object, const char *key);

@@ -22,7 +22,7 @@ enum {
 };
 
 #define OPTIONS_MAX 40
-#define OPTIONS_MAX_WORDS 3
+#define OPTIONS_MAX_WORDS 64
 
 struct option_def {
     const char *name;  /* NULL ends a table */
@@ -55,6 +55,11 @@ struct arguments {
     const char *word[OPTIONS_MAX_WORDS];
     unsigned n_words;
 };
+
+/* Rows that several verbs have. */
+#define OPTION_JSON(what) {"json", 0, NULL, what}
+#define OPTION_PAGER {"pager", 0, "ADDR", "the control address of the host's pager"}
+#define OPTIONS_END {NULL, 0, NULL, NULL}
 
 extern const struct option_def options_global[];
 

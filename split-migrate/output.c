@@ -59,7 +59,13 @@ void output_cell_size(struct output_table *table, unsigned row, unsigned column,
     output_cell(table, row, column, "%s", units_format_size(bytes, text, sizeof(text)));
 }
 
-void output_table_end(struct output_table *table, bool quiet)
+void output_table_free(struct output_table *table)
+{
+    free(table->cells);
+    table->cells = NULL;
+}
+
+void output_table_write(struct output_table *table, bool quiet, FILE *to)
 {
     size_t width[OUTPUT_MAX_COLUMNS] = {0};
     size_t total = 1;
@@ -74,18 +80,22 @@ void output_table_end(struct output_table *table, bool quiet)
     for (unsigned row = quiet ? 1 : 0; row < table->n_rows; row++) {
         for (unsigned i = 0; i < table->n_columns; i++) {
             bool last = i + 1 == table->n_columns;
-            printf("%s%-*s", i ? "   " : " ", last ? 0 : (int)width[i], table->cells[row][i]);
+            fprintf(to, "%s%-*s", i ? "   " : " ", last ? 0 : (int)width[i], table->cells[row][i]);
         }
-        putchar('\n');
+        putc('\n', to);
         for (size_t k = 0; row == 0 && k < total + 1; k++) {
-            putchar('-');
+            putc('-', to);
         }
         if (row == 0) {
-            putchar('\n');
+            putc('\n', to);
         }
     }
-    free(table->cells);
-    table->cells = NULL;
+    output_table_free(table);
+}
+
+void output_table_end(struct output_table *table, bool quiet)
+{
+    output_table_write(table, quiet, stdout);
 }
 
 void output_line(const char *name, const char *fmt, ...)

@@ -6,8 +6,9 @@
 #include <jansson.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <stdio.h>
 
-#define OUTPUT_MAX_COLUMNS 8
+#define OUTPUT_MAX_COLUMNS 12
 #define OUTPUT_CELL_LEN 160
 
 struct output_table {
@@ -26,6 +27,12 @@ void output_cell(struct output_table *table, unsigned row, unsigned column, cons
 void output_cell_size(struct output_table *table, unsigned row, unsigned column, uint64_t bytes);
 /** output_table_end() - print as virsh does, without header if @quiet, and free */
 void output_table_end(struct output_table *table, bool quiet);
+
+/** output_table_write() - the same to @to */
+void output_table_write(struct output_table *table, bool quiet, FILE *to);
+
+/** output_table_free() - without printing */
+void output_table_free(struct output_table *table);
 
 /** output_line()/output_size() - "Name:   value" */
 void output_line(const char *name, const char *fmt, ...) __attribute__((format(printf, 2, 3)));

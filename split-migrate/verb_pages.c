@@ -1,16 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* verb_pages.c - where each part of a guest's memory is */
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 #include "common/pagemap.h"
+#include "split-migrate/heatmap.h"
 #include "split-migrate/output.h"
 #include "split-migrate/verbs.h"
 
 const struct option_def verb_pages_options[] = {
+    OPTION_PAGER,
+    {"heatmap", 0, NULL, "draw where each part of it is, and how hot"},
+    {"svg", 0, "FILE", "write that picture to FILE"},
     {"uris", 0, NULL, "show the NBD URI of each sub-host's part; it opens the guest's memory"},
-    {"json", 0, NULL, "print one JSON object"},
-    {NULL, 0, NULL, NULL},
+    OPTION_JSON("print one JSON object"),
+    OPTIONS_END,
 };
 
 #define PAGES_URI_LEN 1024
@@ -99,7 +105,8 @@ static json_int_t pages_bytes(uint64_t pages)
     return (json_int_t)bytes;
 }
 
-static void pages_show_json(const struct pages_sum *sum, const json_t *guest, bool uris)
+static void pages_show_json(const struct pages_sum *sum, const json_t *guest, bool uris,
+                            const struct heatmap *map)
 {
     json_t *hosts = json_array();
 
@@ -112,15 +119,20 @@ static void pages_show_json(const struct pages_sum *sum, const json_t *guest, bo
         }
         json_array_append_new(hosts, entry);
     }
-    output_json(json_pack("{s:O, s:O, s:I, s:I, s:I, s:I, s:I, s:o}", "uuid",
-                          json_object_get(guest, "uuid"), "state", json_object_get(guest, "state"),
-                          "ram_bytes", (json_int_t)hosts_bytes(guest, "ram"), "resident_bytes",
-                          pages_bytes(sum->local + sum->clean), "clean_bytes",
-                          pages_bytes(sum->clean), "untouched_bytes", pages_bytes(sum->untouched),
-                          "lost_bytes", pages_bytes(sum->lost), "subhosts", hosts));
+    json_t *object =
+        json_pack("{s:O, s:O, s:I, s:I, s:I, s:I, s:I, s:o}", "uuid",
+                  json_object_get(guest, "uuid"), "state", json_object_get(guest, "state"),
+                  "ram_bytes", (json_int_t)hosts_bytes(guest, "ram"), "resident_bytes",
+                  pages_bytes(sum->local + sum->clean), "clean_bytes", pages_bytes(sum->clean),
+                  "untouched_bytes", pages_bytes(sum->untouched), "lost_bytes",
+                  pages_bytes(sum->lost), "subhosts", hosts);
+    if (map->n_chunks) {
+        json_object_set_new(object, "heatmap", heatmap_json(map));
+    }
+    output_json(object);
 }
 
-static void pages_show(const struct pages_sum *sum, const json_t *guest, bool uris, bool quiet)
+static void pages_show(const struct pages_sum *sum, bool quiet)
 {
     static const char *const titles[] = {"Host", "MiB", "Pages", NULL};
     struct output_table table;
@@ -131,7 +143,6 @@ static void pages_show(const struct pages_sum *sum, const json_t *guest, bool ur
                 {"nowhere (untouched)", sum->untouched},
                 {"nowhere (lost)", sum->lost}};
 
-    (void)guest;
     output_table_begin(&table, titles);
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]) + sum->n_hosts; i++) {
         /* main, the sub-hosts, then what is nowhere */
@@ -149,50 +160,99 @@ static void pages_show(const struct pages_sum *sum, const json_t *guest, bool ur
         output_cell(&table, row, 2, "%llu", (unsigned long long)pages);
     }
     output_table_end(&table, quiet);
-    for (unsigned i = 0; uris && i < sum->n_hosts; i++) {
+}
+
+static void pages_show_uris(const struct pages_sum *sum, bool quiet)
+{
+    for (unsigned i = 0; i < sum->n_hosts; i++) {
         printf("%s%s %s\n", i == 0 && !quiet ? "\n" : "", sum->host[i].name,
                sum->host[i].uri[0] ? sum->host[i].uri : "-");
     }
 }
 
-static int pages_guest(struct pager *pager, const struct arguments *arguments)
+static int pages_write_svg(const struct heatmap *map, const char *domain, const json_t *guest,
+                           const char *path, struct reason *reason)
+{
+    FILE *file = fopen(path, "we");
+    char title[320];
+    char clock[32];
+    struct tm tm;
+    time_t now = time(NULL);
+
+    if (!file) {
+        return reason_set(reason, -errno, "file '%.150s' cannot be written: %m", path);
+    }
+    localtime_r(&now, &tm);
+    strftime(clock, sizeof(clock), "%Y-%m-%d %H:%M:%S", &tm);
+    /* What a guest is called, not how its pager is reached. */
+    snprintf(title, sizeof(title), "%.*s, %s, %s", (int)strcspn(domain, "?"),
+             strncmp(domain, "qmp:", 4) == 0 ? hosts_text(guest, "uuid") : domain,
+             hosts_text(guest, "state"), clock);
+    heatmap_svg(map, title, file);
+    bool bad = ferror(file) != 0;
+    if (fclose(file) != 0 || bad) {
+        return reason_set(reason, -EIO, "file '%.150s' cannot be written to its end", path);
+    }
+    return 0;
+}
+
+static int pages_guest(struct pager *pager, const struct arguments *arguments,
+                       struct heatmap *map, struct reason *reason)
 {
     static struct pages_sum sum; /* 140 KiB */
-    struct reason reason = {""};
     bool uris = options_get(arguments, "uris");
+    const char *svg = options_get(arguments, "svg");
+    bool draw = options_get(arguments, "heatmap");
     json_t *pages = NULL;
+    json_t *heat = NULL;
     int err;
-    json_t *guest = pager_guest(pager, pager->uuid, &err, &reason);
+    json_t *guest = pager_guest(pager, pager->uuid, &err, reason);
 
     if (!err) {
         err = pager_call(pager, "query-pages", json_pack("{s:s}", "uuid", pager->uuid), &pages,
-                         HOSTS_CALL_MS, &reason);
+                         HOSTS_CALL_MS, reason);
     }
-    if (err) {
-        output_error("%s", reason.text);
-    } else {
+    if (!err && (draw || svg)) {
+        err = pager_call(pager, "query-heatmap", json_pack("{s:s}", "uuid", pager->uuid), &heat,
+                         HOSTS_CALL_MS, reason);
+        err = err ? err : heatmap_parse(map, heat, reason);
+    }
+    if (!err && svg) {
+        err = pages_write_svg(map, arguments->word[0], guest, svg, reason);
+    }
+    if (!err) {
         memset(&sum, 0, sizeof(sum));
         pages_hosts(&sum, guest, pages);
         pages_add(&sum, json_object_get(pages, "runs"));
-        if (options_get(arguments, "json")) {
-            pages_show_json(&sum, guest, uris);
-        } else {
-            pages_show(&sum, guest, uris, arguments->quiet);
-        }
     }
+    if (!err && options_get(arguments, "json")) {
+        pages_show_json(&sum, guest, uris, map);
+    } else if (!err && draw) {
+        heatmap_draw(map);
+    } else if (!err) {
+        pages_show(&sum, arguments->quiet);
+    }
+    if (!err && uris && !options_get(arguments, "json")) {
+        pages_show_uris(&sum, arguments->quiet);
+    }
+    json_decref(heat);
     json_decref(pages);
     json_decref(guest);
-    return err ? EXIT_UNCHANGED : EXIT_OK;
+    return err;
 }
 
 int verb_pages(const struct arguments *arguments)
 {
+    static struct heatmap map; /* 8 KiB */
+    struct reason reason = {""};
     struct pager pager;
 
     int status = verbs_look(&pager, arguments);
-    if (status == EXIT_OK) {
-        status = pages_guest(&pager, arguments);
+    if (status == EXIT_OK && pages_guest(&pager, arguments, &map, &reason) < 0) {
+        output_error("%s", reason.text);
+        status = EXIT_UNCHANGED;
     }
+    heatmap_free(&map);
     pager_close(&pager);
     return status;
 }

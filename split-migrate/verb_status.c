@@ -6,17 +6,10 @@
 #include "split-migrate/verbs.h"
 
 const struct option_def verb_status_options[] = {
-    {"pager", 0, "ADDR", "without DOMAIN: the pager to ask (default " TARGET_DEFAULT_PAGER ")"},
-    {"json", 0, NULL, "print one JSON object, or an array of them without DOMAIN"},
-    {NULL, 0, NULL, NULL},
+    OPTION_PAGER,
+    OPTION_JSON("print one JSON object, or an array of them without DOMAIN"),
+    OPTIONS_END,
 };
-
-static const char *status_text(const json_t *object, const char *key)
-{
-    const char *text = json_string_value(json_object_get(object, key));
-
-    return text ? text : "-";
-}
 
 static unsigned long long status_number(const json_t *object, const char *key)
 {
@@ -29,9 +22,9 @@ static void status_show_job(const json_t *job)
     const json_t *bytes = json_object_get(job, "subhost_bytes");
     char name[48];
 
-    output_line("Job state", "%s", status_text(job, "state"));
-    if (status_text(job, "reason")[0] && strcmp(status_text(job, "reason"), "-") != 0) {
-        output_line("Reason", "%s", status_text(job, "reason"));
+    output_line("Job state", "%s", hosts_text(job, "state"));
+    if (hosts_text(job, "reason")[0] && strcmp(hosts_text(job, "reason"), "-") != 0) {
+        output_line("Reason", "%s", hosts_text(job, "reason"));
     }
     output_line("Rounds", "%llu", status_number(job, "rounds"));
     output_line("Pages done", "%llu", status_number(job, "pages_done"));
@@ -65,7 +58,7 @@ static void status_show_split(const json_t *guest)
         char name[96];
         char size[32];
         const json_t *connected = json_object_get(subhost, "connected");
-        snprintf(name, sizeof(name), "Sub-host %.64s", status_text(subhost, "name"));
+        snprintf(name, sizeof(name), "Sub-host %.64s", hosts_text(subhost, "name"));
         output_line(
             name, "%s%s",
             units_format_size(hosts_bytes(subhost, "pages") * PAGE_BYTES, size, sizeof(size)),
@@ -75,9 +68,9 @@ static void status_show_split(const json_t *guest)
 
 static void status_show(const json_t *guest, const json_t *job)
 {
-    const char *state = status_text(guest, "state");
+    const char *state = hosts_text(guest, "state");
 
-    output_line("Guest", "%s", status_text(guest, "uuid"));
+    output_line("Guest", "%s", hosts_text(guest, "uuid"));
     output_line("State", "%s%s", state,
                 json_is_false(json_object_get(guest, "connected")) ? ", QEMU is not connected"
                                                                    : "");
@@ -102,7 +95,7 @@ static int status_guest(struct pager *pager, bool json)
         output_error("%s", reason.text);
         return EXIT_UNCHANGED;
     }
-    const char *state = status_text(guest, "state");
+    const char *state = hosts_text(guest, "state");
     if (strcmp(state, "sending") == 0 || strcmp(state, "sent") == 0) {
         /* It may end between the two questions: then there is no job to show. */
         pager_call(pager, "outgoing-status", json_pack("{s:s}", "uuid", pager->uuid), &job,
@@ -140,8 +133,8 @@ static int status_all(struct pager *pager, const struct arguments *arguments)
     for (size_t i = 0; i < json_array_size(guests); i++) {
         const json_t *guest = json_array_get(guests, i);
         unsigned row = output_table_row(&table);
-        output_cell(&table, row, 0, "%s", status_text(guest, "uuid"));
-        output_cell(&table, row, 1, "%s", status_text(guest, "state"));
+        output_cell(&table, row, 0, "%s", hosts_text(guest, "uuid"));
+        output_cell(&table, row, 1, "%s", hosts_text(guest, "state"));
         output_cell_size(&table, row, 2, hosts_bytes(guest, "ram"));
         output_cell_size(&table, row, 3, hosts_bytes(guest, "resident"));
     }
@@ -152,29 +145,19 @@ static int status_all(struct pager *pager, const struct arguments *arguments)
 
 int verb_status(const struct arguments *arguments)
 {
-    const char *address = options_get(arguments, "pager");
-    struct reason reason = {""};
-    struct pager pager = {0};
-    struct endpoint endpoint;
+    struct pager pager;
     int status;
 
     if (arguments->n_words) {
-        if (address) {
-            output_error("--pager stands without DOMAIN only: write DOMAIN?pager=ADDR");
-            return EXIT_USAGE;
-        }
         status = verbs_look(&pager, arguments);
         if (status == EXIT_OK) {
             status = status_guest(&pager, options_get(arguments, "json"));
         }
-    } else if (endpoint_parse(address ? address : TARGET_DEFAULT_PAGER, &endpoint, &reason) < 0) {
-        output_error("--pager: %s", reason.text);
-        status = EXIT_USAGE;
-    } else if (pager_open(&pager, "pager", &endpoint, &reason) < 0) {
-        output_error("%s", reason.text);
-        status = EXIT_UNCHANGED;
     } else {
-        status = status_all(&pager, arguments);
+        status = verbs_pager(&pager, arguments);
+        if (status == EXIT_OK) {
+            status = status_all(&pager, arguments);
+        }
     }
     pager_close(&pager);
     return status;

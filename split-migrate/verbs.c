@@ -14,7 +14,8 @@
 
 #define VERBS_DEFAULT_POLICY "/etc/split-migrate/policy.ini"
 
-static const struct option_def verb_no_options[] = {{NULL, 0, NULL, NULL}};
+static const struct option_def verb_no_options[] = {OPTIONS_END};
+static const struct option_def verb_pager_options[] = {OPTION_PAGER, OPTIONS_END};
 
 static int verb_help(const struct arguments *arguments)
 {
@@ -57,9 +58,19 @@ const struct verb verbs_table[] = {
     {"status", "[DOMAIN]", 0, 1, "show how far a move is, or how a guest is", verb_status_options,
      false, verb_status},
     {"abort", "DOMAIN", 1, 1, "give up the move of a guest, which runs on at the source",
-     verb_no_options, false, verb_abort},
-    {"pages", "DOMAIN", 1, 1, "show where a guest's memory is", verb_pages_options, false,
-     verb_pages},
+     verb_pager_options, false, verb_abort},
+    {"dommemstat", "DOMAIN", 1, 1, "show a guest's memory statistics: resident, remote, page-ins",
+     verb_dommemstat_options, false, verb_dommemstat},
+    {"pages", "DOMAIN", 1, 1, "show where a guest's memory is, and how hot", verb_pages_options,
+     false, verb_pages},
+    {"setbudget", "DOMAIN SIZE", 2, 2, "change how much of a guest may be on the main host",
+     verb_setbudget_options, false, verb_setbudget},
+    {"top", "", 0, 0, "show all guests of a host's pager, again and again", verb_top_options, false,
+     verb_top},
+    {"subhost-list", "[URI]...", 0, OPTIONS_MAX_WORDS, "show what sub-hosts lend and have free",
+     verb_subhost_list_options, false, verb_subhost_list},
+    {"subhost-info", "URI", 1, 1, "show a sub-host and what it keeps for which guest",
+     verb_subhost_info_options, false, verb_subhost_info},
     {"help", "[VERB]", 0, 1, "show this help, or that of a verb", verb_no_options, false,
      verb_help},
     {"self-test", "", 0, 0, "check the tables of verbs and options", verb_no_options, true,
@@ -160,28 +171,24 @@ int verbs_targets(struct move *move, const struct arguments *arguments)
     return EXIT_OK;
 }
 
-int verbs_move(struct move *move, const struct arguments *arguments)
+int verbs_policy(struct policy *policy, const struct arguments *arguments)
 {
     const char *file = options_get(arguments, "policy");
     struct reason reason = {""};
 
     /* What was typed first: it needs no file to be wrong. */
-    int status = verbs_targets(move, arguments);
-    if (status != EXIT_OK) {
-        return status;
-    }
-    int err = verbs_policy_options(&move->policy, arguments, &reason);
+    int err = verbs_policy_options(policy, arguments, &reason);
     if (err) {
         output_error("%s", reason.text);
         return EXIT_USAGE;
     }
     if (file || access(VERBS_DEFAULT_POLICY, F_OK) == 0) {
-        err = policy_load(&move->policy, file ? file : VERBS_DEFAULT_POLICY, &reason);
+        err = policy_load(policy, file ? file : VERBS_DEFAULT_POLICY, &reason);
         if (!err) {
-            err = verbs_policy_options(&move->policy, arguments, &reason);
+            err = verbs_policy_options(policy, arguments, &reason);
         }
         if (!err) {
-            err = policy_check(&move->policy, &reason);
+            err = policy_check(policy, &reason);
         }
     } else {
         err = reason_set(&reason, -ENOENT,
@@ -194,6 +201,13 @@ int verbs_move(struct move *move, const struct arguments *arguments)
         return EXIT_UNCHANGED;
     }
     return EXIT_OK;
+}
+
+int verbs_move(struct move *move, const struct arguments *arguments)
+{
+    int status = verbs_targets(move, arguments);
+
+    return status == EXIT_OK ? verbs_policy(&move->policy, arguments) : status;
 }
 
 static int verbs_look_uuid(const struct target *target, char uuid[UUID_TEXT_LEN],
@@ -228,6 +242,21 @@ static int verbs_look_uuid(const struct target *target, char uuid[UUID_TEXT_LEN]
     return err;
 }
 
+static int verbs_look_target(struct target *target, const struct arguments *arguments,
+                             struct reason *reason)
+{
+    int err = target_parse(target, arguments->word[0], TARGET_LOOK, reason);
+
+    if (!err && strcmp(target->scheme, "qmp") != 0) {
+        target_set_uri(target, verbs_uri(arguments));
+    }
+    if (!err && target->pager_given && options_get(arguments, "pager")) {
+        err = reason_set(reason, -EINVAL, "'%.100s' names a pager, and so does --pager",
+                         target->text);
+    }
+    return err ? err : verbs_address(target, arguments, "pager", "pager", reason);
+}
+
 int verbs_look(struct pager *pager, const struct arguments *arguments)
 {
     struct target target;
@@ -235,12 +264,9 @@ int verbs_look(struct pager *pager, const struct arguments *arguments)
     char uuid[UUID_TEXT_LEN];
 
     memset(pager, 0, sizeof(*pager));
-    if (target_parse(&target, arguments->word[0], TARGET_LOOK, &reason) < 0) {
+    if (verbs_look_target(&target, arguments, &reason) < 0) {
         output_error("%s", reason.text);
         return EXIT_USAGE;
-    }
-    if (strcmp(target.scheme, "qmp") != 0) {
-        target_set_uri(&target, verbs_uri(arguments));
     }
     int err = verbs_look_uuid(&target, uuid, &reason);
     if (!err) {
@@ -251,6 +277,43 @@ int verbs_look(struct pager *pager, const struct arguments *arguments)
         return EXIT_UNCHANGED;
     }
     memcpy(pager->uuid, uuid, sizeof(pager->uuid));
+    return EXIT_OK;
+}
+
+int verbs_pager(struct pager *pager, const struct arguments *arguments)
+{
+    struct target target = {.scheme = "libvirt"};
+    struct reason reason = {""};
+
+    memset(pager, 0, sizeof(*pager));
+    endpoint_parse(TARGET_DEFAULT_PAGER, &target.pager, NULL);
+    target_set_uri(&target, verbs_uri(arguments));
+    if (verbs_address(&target, arguments, "pager", "pager", &reason) < 0) {
+        output_error("%s", reason.text);
+        return EXIT_USAGE;
+    }
+    if (pager_open(pager, "pager", &target.pager, &reason) < 0) {
+        output_error("%s", reason.text);
+        return EXIT_UNCHANGED;
+    }
+    return EXIT_OK;
+}
+
+int verbs_interval(const struct arguments *arguments, unsigned *ms)
+{
+    const char *text = options_get(arguments, "interval");
+    char *end;
+
+    *ms = VERBS_INTERVAL_MS;
+    if (!text) {
+        return EXIT_OK;
+    }
+    double seconds = strtod(text, &end);
+    if (*end || text[0] < '0' || text[0] > '9' || !(seconds >= 0.1 && seconds <= 3600)) {
+        output_error("--interval '%s' must be a number of seconds from 0.1 to 3600", text);
+        return EXIT_USAGE;
+    }
+    *ms = (unsigned)(seconds * 1000);
     return EXIT_OK;
 }
 

@@ -13,6 +13,11 @@ extern const struct option_def verb_migrate_options[];
 extern const struct option_def verb_plan_options[];
 extern const struct option_def verb_status_options[];
 extern const struct option_def verb_pages_options[];
+extern const struct option_def verb_dommemstat_options[];
+extern const struct option_def verb_setbudget_options[];
+extern const struct option_def verb_top_options[];
+extern const struct option_def verb_subhost_list_options[];
+extern const struct option_def verb_subhost_info_options[];
 extern const struct option_def verb_enable_options[];
 extern const struct option_def verb_check_options[];
 
@@ -21,6 +26,11 @@ int verb_plan(const struct arguments *arguments);
 int verb_status(const struct arguments *arguments);
 int verb_abort(const struct arguments *arguments);
 int verb_pages(const struct arguments *arguments);
+int verb_dommemstat(const struct arguments *arguments);
+int verb_setbudget(const struct arguments *arguments);
+int verb_top(const struct arguments *arguments);
+int verb_subhost_list(const struct arguments *arguments);
+int verb_subhost_info(const struct arguments *arguments);
 int verb_enable(const struct arguments *arguments);
 int verb_disable(const struct arguments *arguments);
 int verb_check(const struct arguments *arguments);
@@ -44,9 +54,26 @@ int verbs_targets(struct move *move, const struct arguments *arguments);
 int verbs_move(struct move *move, const struct arguments *arguments);
 
 /**
- * verbs_look() - connect to the pager of the guest that the first word names
+ * verbs_policy() - the policy that --policy names, or the default one, over what @policy holds
+ * Return: EXIT_OK, or an exit status after having written the error.
+ */
+int verbs_policy(struct policy *policy, const struct arguments *arguments);
+
+/**
+ * verbs_look() - connect to the pager of the guest that the first word names; the verb has --pager
  * Return: 0 with pager->uuid set, or an exit status after having written the error.
  */
 int verbs_look(struct pager *pager, const struct arguments *arguments);
+
+/**
+ * verbs_pager() - connect to the pager of the host that -c and --pager name
+ * Return: 0, or an exit status after having written the error.
+ */
+int verbs_pager(struct pager *pager, const struct arguments *arguments);
+
+#define VERBS_INTERVAL_MS 1000
+
+/** verbs_interval() - --interval in ms. Return: EXIT_OK, or EXIT_USAGE after having written the error. */
+int verbs_interval(const struct arguments *arguments, unsigned *ms);
 
 #endif

@@ -37,8 +37,9 @@ def run(*words, status=0):
 def test_usage():
     run("self-test")
     out, _ = run("--help")
-    verbs = re.findall(r"^  ([a-z]+)   ", out.split("Verbs:")[1], re.M)
-    assert verbs == ["migrate", "enable", "disable", "check", "plan", "status", "abort", "pages",
+    verbs = re.findall(r"^  ([a-z-]+)   ", out.split("Verbs:")[1], re.M)
+    assert verbs == ["migrate", "enable", "disable", "check", "plan", "status", "abort",
+                     "dommemstat", "pages", "setbudget", "top", "subhost-list", "subhost-info",
                      "help"], verbs
     for verb in verbs:
         shown, _ = run("help", verb)
@@ -53,7 +54,12 @@ def test_usage():
                   ("plan", "qemu:///system"), ("migrate", "qmp:/a", "qmp:/b", "--persistent"),
                   ("migrate", "guest", "guest"), ("plan", "guest", "--dest-pager", "unix:/a"),
                   ("status", "--pager", "nowhere"),
-                  ("status", "--pager", "unix:/a", UUID)):
+                  ("status", "--pager", "unix:/a", UUID + "?pager=unix:/b"),
+                  ("setbudget", UUID), ("setbudget", UUID, "lots"), ("setbudget", UUID, "8 MiB"),
+                  ("setbudget", UUID, "64 MiB", "--timeout", "soon"),
+                  ("dommemstat", UUID, "--interval", "0"), ("top", "x"), ("top", "--pager", "a"),
+                  ("subhost-list", "host"), ("subhost-info",), ("subhost-info", "tcp:a:1"),
+                  ("subhost-list", "--policy", "/p", "subhost://a")):
         run(*words, status=2)
 
 

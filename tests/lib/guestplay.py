@@ -70,20 +70,22 @@ class GuestPlay:
             raise Failure("%s: %s" % (self.name, stats))
 
 
-def subhost_arguments(cluster, control):
+def subhost_arguments(cluster, control, reserve, limit):
     arguments = []
     for i, subhost in enumerate(cluster.subhosts):
-        control[i].call("region-create", name=cluster.uuid, size=96 * MIB, reserve=64 * MIB, ticket="t%d" % i)
+        control[i].call("region-create", name=cluster.uuid, size=96 * MIB,
+                        reserve=reserve, limit=limit, ticket="t%d" % i)
         arguments.append({"name": subhost.name, "data": subhost.data, "control": "unix:" + subhost.control_path,
-                          "export": cluster.uuid + ".t%d" % i, "ticket": "t%d" % i, "limit": 64 * MIB,
+                          "export": cluster.uuid + ".t%d" % i, "ticket": "t%d" % i, "limit": limit,
                           "weight": i + 1})
     return arguments
 
 
-def move(cluster, source, target, here, there):
+def move(cluster, source, target, here, there, budget=24 * MIB, reserve=64 * MIB, limit=96 * MIB):
+    """Split the guest: profile it, reserve, move it in two rounds while it runs."""
     migration = str(uuidlib.uuid4())
     regions = [Control(s.control_path) for s in cluster.subhosts]
-    subhosts = subhost_arguments(cluster, regions)
+    subhosts = subhost_arguments(cluster, regions, reserve, limit)
     arrival, departure = Control(target.control_path, 60), Control(source.control_path, 60)
     here("go")
     for _ in range(3):  # its end must leave no fault without an answer, whenever it comes
@@ -96,10 +98,10 @@ def move(cluster, source, target, here, there):
             break
     if profile["periods"] < 2 or not 0 < profile["chunks_accessed"] <= 40:
         raise Failure("profile: %s" % profile)
-    answer = arrival.call("incoming-prepare", uuid=cluster.uuid, migration=migration, ticket="x", budget=24 * MIB,
+    answer = arrival.call("incoming-prepare", uuid=cluster.uuid, migration=migration, ticket="x", budget=budget,
                           sample_period_ms=100, prefetch=16, subhosts=subhosts)
     departure.call("outgoing-prepare", uuid=cluster.uuid, migration=migration, subhosts=subhosts,
-                   main={"data": answer["data"], "export": answer["export"], "budget": 20 * MIB})
+                   main={"data": answer["data"], "export": answer["export"], "budget": budget - budget // 6})
     if here("armed") != migration:
         raise Failure("the source is not armed")
     waiter = threading.Thread(target=there.good, args=("incoming", migration))
