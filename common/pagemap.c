@@ -20,7 +20,10 @@ static uint64_t pagemap_chunks(uint64_t n_pages)
 
 uint64_t pagemap_size(uint64_t n_pages)
 {
-    return PAGE_BYTES + pagemap_round(n_pages) + 2 * pagemap_round(pagemap_chunks(n_pages));
+    uint64_t n_chunks = pagemap_chunks(n_pages);
+
+    return PAGE_BYTES + pagemap_round(n_pages) + 2 * pagemap_round(n_chunks) +
+           pagemap_round(n_chunks * sizeof(struct pagemap_slab));
 }
 
 static void pagemap_fill_header(struct pagemap_header *header, const uint8_t uuid[16],
@@ -34,6 +37,7 @@ static void pagemap_fill_header(struct pagemap_header *header, const uint8_t uui
     header->pages_offset = PAGE_BYTES;
     header->subhost_offset = header->pages_offset + pagemap_round(n_pages);
     header->history_offset = header->subhost_offset + pagemap_round(n_chunks);
+    header->slab_offset = header->history_offset + pagemap_round(n_chunks);
     header->file_size = pagemap_size(n_pages);
     memcpy(header->uuid, uuid, 16);
 }
@@ -59,6 +63,20 @@ static void pagemap_point(struct pagemap *map)
     map->pages = (_Atomic uint8_t *)(base + map->header->pages_offset);
     map->subhost = (_Atomic uint8_t *)(base + map->header->subhost_offset);
     map->history = (_Atomic uint8_t *)(base + map->header->history_offset);
+    map->slab = (struct pagemap_slab *)(base + map->header->slab_offset);
+    map->slab_shift = (unsigned)__builtin_ctzll(map->header->slab_bytes / CHUNK_BYTES);
+    map->n_slabs = (map->n_chunks + ((uint64_t)1 << map->slab_shift) - 1) >> map->slab_shift;
+}
+
+void pagemap_set_slabs(struct pagemap *map, uint64_t bytes)
+{
+    map->header->slab_bytes = bytes;
+    pagemap_point(map);
+    for (uint64_t i = 0; i < map->n_slabs; i++) {
+        for (unsigned copy = 0; copy < PAGEMAP_COPIES; copy++) {
+            atomic_store(&map->slab[i].home[copy], (uint8_t)PAGEMAP_NO_SUBHOST);
+        }
+    }
 }
 
 int pagemap_create(struct pagemap *map, const char *path, const uint8_t uuid[16], uint64_t n_pages,
@@ -86,7 +104,7 @@ int pagemap_create(struct pagemap *map, const char *path, const uint8_t uuid[16]
                           strerror(-err));
     }
     pagemap_fill_header(map->header, uuid, n_pages);
-    pagemap_point(map);
+    pagemap_set_slabs(map, PAGEMAP_SLAB_BYTES);
     memset((void *)map->subhost, PAGEMAP_NO_SUBHOST, map->n_chunks);
     return 0;
 }
@@ -109,6 +127,8 @@ int pagemap_open_fd(struct pagemap *map, int fd, bool writable, struct reason *r
     if (n_pages <= ((uint64_t)1 << 36)) {
         pagemap_fill_header(&want, map->header->uuid, n_pages);
     }
+    want.slab_bytes = pagemap_slab_size_ok(map->header->slab_bytes) ? map->header->slab_bytes
+                                                                    : PAGEMAP_SLAB_BYTES;
     if (memcmp(&want, map->header, sizeof(want)) != 0 || want.file_size != (uint64_t)st.st_size) {
         munmap(map->header, (size_t)st.st_size);
         close(fd);

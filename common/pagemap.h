@@ -31,6 +31,14 @@
  *
  * (LOCAL_CLEAN of the design is CLEAN here.)
  *
+ * A slab (64 MiB unless the policy says otherwise) is what a guest takes on a
+ * sub-host at a time: its home is where chunks of it go that have no place yet,
+ * chosen when its first page is sent out (uffd-pager/pageout_place.c).  A chunk's
+ * own index says where its pages are: a home that becomes full in the middle of
+ * a slab, or is emptied, is followed by another, and no page has to move for it.
+ * Homes are kept here so that the next worker goes on with them; there is room
+ * for a second copy's.
+ *
  * After a crash of the worker the stable part and the memfd tell the truth
  * (pagemap_recover): a busy page that has data in the memfd is LOCAL (its copy
  * there is at least as new as any other); a busy page that is a hole is what
@@ -61,11 +69,20 @@ enum page_state {
 #define PAGE_FETCHING (PAGE_REMOTE | PAGE_BUSY)
 #define PAGE_DROPPING (PAGE_CLEAN | PAGE_BUSY)
 
-#define PAGEMAP_MAGIC 0x50414d5053504d31ull /* "PAMPSPM1" */
+#define PAGEMAP_MAGIC 0x50414d5053504d32ull /* "PAMPSPM2" */
 #define PAGEMAP_MAX_SUBHOSTS 127u
 #define PAGEMAP_NO_SUBHOST 0xffu
+#define PAGEMAP_COPIES 2u
+#define PAGEMAP_SLAB_BYTES (64 * MIB) /* by default */
+#define PAGEMAP_SLAB_MIN CHUNK_BYTES
+#define PAGEMAP_SLAB_MAX (4 * GIB)
 
-/* The file: this header (one page), then pages[], subhost[], history[]; each part begins on a page. */
+struct pagemap_slab {
+    _Atomic uint8_t home[PAGEMAP_COPIES]; /* sub-host; PAGEMAP_NO_SUBHOST: none */
+    uint8_t reserved[6];
+};
+
+/* The file: this header (one page), then pages[], subhost[], history[], slab[]; each part begins on a page. */
 struct pagemap_header {
     uint64_t magic;
     uint64_t n_pages;
@@ -73,8 +90,10 @@ struct pagemap_header {
     uint64_t pages_offset;
     uint64_t subhost_offset;
     uint64_t history_offset;
+    uint64_t slab_offset; /* room for slabs of one chunk each */
     uint64_t file_size;
     uint8_t uuid[16];
+    uint64_t slab_bytes; /* a power of two, PAGEMAP_SLAB_MIN to PAGEMAP_SLAB_MAX */
 };
 
 struct pagemap {
@@ -82,8 +101,11 @@ struct pagemap {
     _Atomic uint8_t *pages;   /* [n_pages], enum page_state | PAGE_BUSY */
     _Atomic uint8_t *subhost; /* [n_chunks], index into the guest's sub-hosts */
     _Atomic uint8_t *history; /* [n_chunks], the predictor's aging byte */
+    struct pagemap_slab *slab; /* [n_slabs] */
     uint64_t n_pages;
     uint64_t n_chunks;
+    uint64_t n_slabs;
+    unsigned slab_shift; /* of a chunk's number */
     int fd;
 };
 
@@ -103,6 +125,23 @@ int pagemap_open(struct pagemap *map, const char *path, struct reason *reason);
 
 /** pagemap_open_fd() - the same for a descriptor, which the map then owns */
 int pagemap_open_fd(struct pagemap *map, int fd, bool writable, struct reason *reason);
+
+/**
+ * pagemap_set_slabs() - slabs of @bytes, a valid size, without homes
+ * For a map that nobody uses yet.
+ */
+void pagemap_set_slabs(struct pagemap *map, uint64_t bytes);
+
+/** pagemap_slab_size_ok() - is it a power of two within the limits? */
+static inline bool pagemap_slab_size_ok(uint64_t bytes)
+{
+    return bytes >= PAGEMAP_SLAB_MIN && bytes <= PAGEMAP_SLAB_MAX && !(bytes & (bytes - 1));
+}
+
+static inline struct pagemap_slab *pagemap_slab_of(const struct pagemap *map, uint64_t chunk)
+{
+    return &map->slab[chunk >> map->slab_shift];
+}
 
 /** pagemap_close() - unmap and close; the file stays */
 void pagemap_close(struct pagemap *map);

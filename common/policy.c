@@ -21,6 +21,8 @@ const struct policy_key policy_keys[] = {
     {POLICY_SUBHOST, "weight", SUBHOST(weight), 0, 1000, POLICY_NUMBER, false},
     {"pages", "granule", MAIN(granule), PAGE_BYTES, CHUNK_BYTES, POLICY_SIZE, true},
     {"pages", "prefetch", MAIN(prefetch), 0, 512, POLICY_NUMBER, false},
+    {"pages", "slab", MAIN(slab), PAGEMAP_SLAB_MIN, PAGEMAP_SLAB_MAX, POLICY_SIZE, true},
+    {"pages", "choices", MAIN(choices), 1, POLICY_MAX_CHOICES, POLICY_NUMBER, false},
     {"pages", "subhost-timeout", MAIN(subhost_timeout_s), 1, 86400, POLICY_NUMBER, false},
     {"pages", "subhost-lost", MAIN(subhost_lost), 0, 0, POLICY_LOSS, false},
     {"predictor", "policy", MAIN(predictor), 0, 0, POLICY_PREDICTOR, false},
@@ -44,6 +46,8 @@ void policy_init(struct policy *policy, const char *const *predictors)
     policy->high_watermark = (struct policy_mark){.value = 94, .percent = true};
     policy->granule = 64 * KIB;
     policy->prefetch = 8;
+    policy->slab = PAGEMAP_SLAB_BYTES;
+    policy->choices = 2;
     policy->subhost_timeout_s = 30;
     memcpy(policy->subhost_lost, "poison", sizeof("poison"));
     snprintf(policy->predictor, sizeof(policy->predictor), "%s", predictors[0]);

@@ -20,6 +20,7 @@
 #define POLICY_MIN_BUDGET (16 * MIB)
 #define POLICY_NAME_LEN 64
 #define POLICY_WORD_LEN 16
+#define POLICY_MAX_CHOICES 8
 #define POLICY_MAX_KEYS 24
 
 /* A watermark: bytes, or percent of the budget. */
@@ -47,6 +48,8 @@ struct policy {
 
     uint64_t granule;
     uint64_t prefetch;
+    uint64_t slab;    /* bytes a guest takes on a sub-host at a time */
+    uint64_t choices; /* sub-hosts that are asked for room for one */
     uint64_t subhost_timeout_s; /* how long the guest waits for a sub-host that does not answer */
     char subhost_lost[POLICY_WORD_LEN]; /* and then: wait, pause, poison */
 

@@ -290,14 +290,14 @@ static int prepare_incoming(struct move *move, struct reason *reason)
 
     hosts_ticket(ticket);
     json_t *args = json_pack(
-        "{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:s, s:I, s:I, s:s, s:o}", "uuid", move->guest.uuid, "migration",
+        "{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:s, s:I, s:I, s:s, s:I, s:I, s:o}", "uuid", move->guest.uuid, "migration",
         move->migration, "ticket", ticket, "budget", (json_int_t)policy->budget, "low_watermark",
         (json_int_t)policy_mark_bytes(policy, &policy->low_watermark), "high_watermark",
         (json_int_t)policy_mark_bytes(policy, &policy->high_watermark), "granule",
         (json_int_t)policy->granule, "predictor", policy->predictor, "prefetch",
         (json_int_t)policy->prefetch, "lost_after_ms",
         (json_int_t)policy->subhost_timeout_s * 1000, "lost_action", policy->subhost_lost,
-        "subhosts", prepare_subhost_list(move));
+        "slab", (json_int_t)policy->slab, "choices", (json_int_t)policy->choices, "subhosts", prepare_subhost_list(move));
     if (move->destination.listen[0]) {
         json_object_set_new(args, "listen", json_string(move->destination.listen));
     }

@@ -494,6 +494,27 @@ int region_status(struct region *region, bool strict, uint64_t offset, uint32_t 
     return 0;
 }
 
+uint64_t region_slabs(struct region *region, uint64_t bytes)
+{
+    uint64_t chunks = bytes / CHUNK_BYTES;
+    uint64_t last = UINT64_MAX, n = 0, page = 0;
+    uint64_t end = region->size / PAGE_BYTES;
+    struct slice slice;
+
+    while (slice_next(region->chunks, &page, end, &slice)) {
+        if (slice.index / chunks == last) {
+            continue;
+        }
+        pthread_mutex_t *lock = slice_lock(region, &slice);
+        if (count_stored(&slice)) {
+            last = slice.index / chunks;
+            n++;
+        }
+        pthread_mutex_unlock(lock);
+    }
+    return n;
+}
+
 /* ---- taking files up again ---- */
 
 /* No memory behind pages [page, end): those that should have some do not exist. */

@@ -100,6 +100,19 @@ void quota_uncharge(struct quota_claim *claim, uint64_t bytes)
     pthread_mutex_unlock(&quota->lock);
 }
 
+uint64_t quota_room(struct quota_claim *claim)
+{
+    struct quota *quota = claim->quota;
+
+    pthread_mutex_lock(&quota->lock);
+    uint64_t stored = atomic_load_explicit(&claim->stored, memory_order_relaxed);
+    uint64_t own = claim->reserve > stored ? claim->reserve - stored : 0;
+    uint64_t room = own + quota->memory - quota->taken;
+    uint64_t limit = claim->limit - stored;
+    pthread_mutex_unlock(&quota->lock);
+    return room < limit ? room : limit;
+}
+
 void quota_status(struct quota *quota, struct quota_status *status)
 {
     pthread_mutex_lock(&quota->lock);

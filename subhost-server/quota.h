@@ -59,6 +59,9 @@ int quota_charge(struct quota_claim *claim, uint64_t bytes);
 /** quota_uncharge() - it stores @bytes less */
 void quota_uncharge(struct quota_claim *claim, uint64_t bytes);
 
+/** quota_room() - bytes the claim could be charged now */
+uint64_t quota_room(struct quota_claim *claim);
+
 /** quota_status() - a consistent snapshot */
 void quota_status(struct quota *quota, struct quota_status *status);
 

@@ -236,6 +236,11 @@ const struct quota_claim *region_claim(const struct region *region)
     return &region->claim;
 }
 
+uint64_t region_room(struct region *region)
+{
+    return quota_room(&region->claim);
+}
+
 uint64_t region_allocated(const struct region *region)
 {
     struct stat status;

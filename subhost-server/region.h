@@ -68,8 +68,14 @@ unsigned region_clients(const struct region *region);
 uint64_t region_size(const struct region *region);
 const struct quota_claim *region_claim(const struct region *region);
 
+/** region_room() - bytes it could store more now */
+uint64_t region_room(struct region *region);
+
 /** region_allocated() - bytes of memory behind its pages, as the kernel counts them */
 uint64_t region_allocated(const struct region *region);
+
+/** region_slabs() - how many slabs of @bytes (a multiple of 2 MiB) hold at least one page that is stored */
+uint64_t region_slabs(struct region *region, uint64_t bytes);
 
 /**
  * region_read_begin() - pin [offset, offset + length) for reading

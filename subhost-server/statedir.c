@@ -123,10 +123,11 @@ int statedir_keep(const struct statedir *state, const struct statedir_entry *ent
         return reason_set(reason, -errno, "region '%s' cannot be kept: %s", entry->name,
                           strerror(errno));
     }
-    json_t *object = json_pack("{s:i, s:I, s:s, s:I, s:I, s:I}", "version", STATEDIR_VERSION,
+    json_t *object = json_pack("{s:i, s:I, s:s, s:I, s:I, s:I, s:I}", "version", STATEDIR_VERSION,
                                "chunk", (json_int_t)sizeof(struct chunk), "ticket", entry->ticket,
                                "size", (json_int_t)entry->size, "reserve",
-                               (json_int_t)entry->reserve, "limit", (json_int_t)entry->limit);
+                               (json_int_t)entry->reserve, "limit", (json_int_t)entry->limit, "slab",
+                               (json_int_t)entry->slab);
     int err = object && json_dumpfd(object, fd, 0) == 0 ? 0 : -ENOSPC;
     json_decref(object);
     if (close(fd) < 0 && !err) {
@@ -162,7 +163,7 @@ static int entry_load(const struct statedir *state, const char *name, json_t **o
                       struct statedir_entry *entry, struct reason *reason)
 {
     char file[STATEDIR_FILE_LEN];
-    json_int_t version = 0, chunk = 0, size = 0, reserve = 0, limit = 0;
+    json_int_t version = 0, chunk = 0, size = 0, reserve = 0, limit = 0, slab = 0;
     const char *ticket = NULL;
     int fd = openat(state->dir, file_name(file, name, STATEDIR_KEPT),
                     O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
@@ -172,10 +173,10 @@ static int entry_load(const struct statedir *state, const char *name, json_t **o
         close(fd);
     }
     if (!*object ||
-        json_unpack(*object, "{s:I, s:I, s:s, s:I, s:I, s:I}", "version", &version, "chunk", &chunk,
-                    "ticket", &ticket, "size", &size, "reserve", &reserve, "limit", &limit) < 0 ||
+        json_unpack(*object, "{s:I, s:I, s:s, s:I, s:I, s:I, s:I}", "version", &version, "chunk", &chunk,
+                    "ticket", &ticket, "size", &size, "reserve", &reserve, "limit", &limit, "slab", &slab) < 0 ||
         version != STATEDIR_VERSION || chunk != (json_int_t)sizeof(struct chunk) || size < 0 ||
-        reserve < 0 || limit < 0) {
+        reserve < 0 || limit < 0 || slab < (json_int_t)CHUNK_BYTES) {
         return reason_set(reason, -EINVAL,
                           "%.150s/%.80s was not written by this version of the server: start the one "
                           "that wrote it, or free all regions with --forget",
@@ -185,7 +186,8 @@ static int entry_load(const struct statedir *state, const char *name, json_t **o
                                      .ticket = ticket,
                                      .size = (uint64_t)size,
                                      .reserve = (uint64_t)reserve,
-                                     .limit = (uint64_t)limit};
+                                     .limit = (uint64_t)limit,
+                                     .slab = (uint64_t)slab};
     return 0;
 }
 

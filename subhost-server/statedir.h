@@ -37,7 +37,7 @@ struct statedir {
 struct statedir_entry {
     const char *name;
     const char *ticket; /* "": none */
-    uint64_t size, reserve, limit;
+    uint64_t size, reserve, limit, slab;
 };
 
 /**

@@ -5,7 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "common/units.h"
 #include "subhost-server/statedir.h"
 
 #define STRICT "/strict"
@@ -78,6 +77,7 @@ static struct store_entry *entry_new(const struct store_request *request, struct
     if (entry) {
         entry->region = region;
         entry->owner = request->owner;
+        entry->slab = request->slab ? request->slab : STORE_SLAB_BYTES;
         memcpy(entry->name, request->name, strlen(request->name));
         if (request->ticket) {
             memcpy(entry->ticket, request->ticket, strlen(request->ticket));
@@ -165,11 +165,27 @@ int store_keep(struct store *store, const char *name, const char *ticket, struct
                                       .ticket = (*link)->ticket,
                                       .size = region_size((*link)->region),
                                       .reserve = claim->reserve,
-                                      .limit = claim->limit};
+                                      .limit = claim->limit,
+                                      .slab = (*link)->slab};
         err = statedir_keep(store->state, &kept, reason);
     }
     if (link && !err) {
         (*link)->owner = NULL;
+    }
+    pthread_mutex_unlock(&store->lock);
+    return err;
+}
+
+int store_visit(struct store *store, const char *name, const char *ticket,
+                void (*visit)(void *to, const struct store_entry *entry), void *to,
+                struct reason *reason)
+{
+    int err;
+
+    pthread_mutex_lock(&store->lock);
+    struct store_entry **link = find_checked(store, name, ticket, &err, reason);
+    if (link) {
+        visit(to, *link);
     }
     pthread_mutex_unlock(&store->lock);
     return err;
@@ -273,7 +289,7 @@ static int adopt(void *to, const struct statedir_entry *kept, struct reason *rea
 {
     struct store *store = to;
     struct region_place place = {.dir = store->state->dir, .name = kept->name};
-    struct store_request request = {.name = kept->name, .ticket = kept->ticket};
+    struct store_request request = {.name = kept->name, .ticket = kept->ticket, .slab = kept->slab};
     struct reason why = {""};
     struct region *region;
     char stored[32];

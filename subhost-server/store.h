@@ -16,6 +16,7 @@
 #include <stdint.h>
 
 #include "common/log.h"
+#include "common/units.h"
 #include "subhost-server/quota.h"
 #include "subhost-server/region.h"
 
@@ -31,6 +32,7 @@ struct store_entry {
     struct store_entry *next;
     struct region *region;
     const void *owner; /* NULL: kept */
+    uint64_t slab; /* bytes the guest takes at a time; for the accounts only */
     char name[STORE_WORD_MAX + 1];
     char ticket[STORE_WORD_MAX + 1]; /* "": none */
 };
@@ -65,14 +67,22 @@ struct store_request {
     const char *name;
     const char *ticket; /* NULL: none */
     uint64_t size, reserve, limit;
+    uint64_t slab; /* 0: STORE_SLAB_BYTES */
     const void *owner;
 };
+
+#define STORE_SLAB_BYTES (64 * MIB)
 
 /** store_create() - Return: 0; -EINVAL, -EEXIST, -ENOSPC, -ENOMEM with a sentence in @reason */
 int store_create(struct store *store, const struct store_request *request, struct reason *reason);
 
 /** store_keep() - not transient any more; Return: 0; -ENOENT, -EACCES with a sentence in @reason */
 int store_keep(struct store *store, const char *name, const char *ticket, struct reason *reason);
+
+/** store_visit() - call @visit for one region, with the lock held; Return: as store_keep() */
+int store_visit(struct store *store, const char *name, const char *ticket,
+                void (*visit)(void *to, const struct store_entry *entry), void *to,
+                struct reason *reason);
 
 /** store_delete() - free a region now, cut off its clients; Return: as store_keep() */
 int store_delete(struct store *store, const char *name, const char *ticket, struct reason *reason);

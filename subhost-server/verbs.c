@@ -65,7 +65,7 @@ static int get_bytes(const json_t *args, const char *key, const uint64_t *fallba
 static json_t *region_create(void *opaque, struct control_peer *peer, const json_t *args, int *err,
                              struct reason *reason)
 {
-    static const char *const known[] = {"name", "size", "reserve", "limit", "ticket", NULL};
+    static const char *const known[] = {"name", "size", "reserve", "limit", "ticket", "slab", NULL};
     struct server *server = opaque;
     struct store_request request = {.owner = peer};
     const uint64_t none = 0;
@@ -85,6 +85,12 @@ static json_t *region_create(void *opaque, struct control_peer *peer, const json
     }
     if (!*err) {
         *err = get_bytes(args, "limit", &request.size, &request.limit, reason);
+    }
+    if (!*err) {
+        *err = get_bytes(args, "slab", &none, &request.slab, reason);
+    }
+    if (!*err && request.slab && (request.slab < CHUNK_BYTES || request.slab & (request.slab - 1))) {
+        *err = reason_set(reason, -EINVAL, "argument 'slab' must be a power of two from 2 MiB");
     }
     if (!*err) {
         *err = store_create(&server->store, &request, reason);
@@ -135,16 +141,54 @@ static json_t *region_delete(void *opaque, struct control_peer *peer, const json
     return NULL;
 }
 
-static void list_entry(void *to, const struct store_entry *entry)
+static json_t *describe(const struct store_entry *entry)
 {
     const struct quota_claim *claim = region_claim(entry->region);
+    json_t *object = json_pack(
+        "{s:s, s:I, s:I, s:I, s:I, s:b, s:i}", "name", entry->name, "size",
+        (json_int_t)region_size(entry->region), "reserve", (json_int_t)claim->reserve, "limit",
+        (json_int_t)claim->limit, "stored", (json_int_t)atomic_load(&claim->stored), "transient",
+        entry->owner != NULL, "connections", (int)region_clients(entry->region));
 
-    json_array_append_new(
-        to, json_pack("{s:s, s:I, s:I, s:I, s:I, s:b, s:i}", "name", entry->name, "size",
-                      (json_int_t)region_size(entry->region), "reserve", (json_int_t)claim->reserve,
-                      "limit", (json_int_t)claim->limit, "stored",
-                      (json_int_t)atomic_load(&claim->stored), "transient", entry->owner != NULL,
-                      "connections", (int)region_clients(entry->region)));
+    json_object_set_new(object, "room", json_integer((json_int_t)region_room(entry->region)));
+    json_object_set_new(object, "slab", json_integer((json_int_t)entry->slab));
+    return object;
+}
+
+static void list_entry(void *to, const struct store_entry *entry)
+{
+    json_t *object = describe(entry);
+
+    json_object_set_new(object, "slabs",
+                        json_integer((json_int_t)region_slabs(entry->region, entry->slab)));
+    json_array_append_new(to, object);
+}
+
+static void set_entry(void *to, const struct store_entry *entry)
+{
+    *(json_t **)to = describe(entry);
+}
+
+static json_t *region_query(void *opaque, struct control_peer *peer, const json_t *args, int *err,
+                            struct reason *reason)
+{
+    static const char *const known[] = {"name", "ticket", NULL};
+    struct server *server = opaque;
+    const char *name, *ticket;
+    json_t *result = NULL;
+
+    (void)peer;
+    *err = check_known(args, known, reason);
+    if (!*err) {
+        *err = get_string(args, "name", true, &name, reason);
+    }
+    if (!*err) {
+        *err = get_string(args, "ticket", false, &ticket, reason);
+    }
+    if (!*err) {
+        *err = store_visit(&server->store, name, ticket, set_entry, &result, reason);
+    }
+    return result;
 }
 
 static json_t *region_list(void *opaque, struct control_peer *peer, const json_t *args, int *err,
@@ -234,7 +278,8 @@ static void peer_gone(void *opaque, struct control_peer *peer)
 static const struct control_verb verbs[] = {
     {"query-status", query_status},   {"region-create", region_create},
     {"region-keep", region_keep},     {"region-delete", region_delete},
-    {"region-list", region_list},     {"stats", stats},
+    {"region-list", region_list},     {"region-query", region_query},
+    {"stats", stats},
     {NULL, NULL},
 };
 

@@ -90,6 +90,12 @@ static void engine_defaults(struct engine_config *config)
     if (!config->lost_after_ms) {
         config->lost_after_ms = ENGINE_LOST_AFTER_MS;
     }
+    if (!config->choices) {
+        config->choices = ENGINE_CHOICES;
+    }
+    if (config->choices > ENGINE_MAX_CHOICES) {
+        config->choices = ENGINE_MAX_CHOICES;
+    }
     if (config->granule < PAGE_BYTES || config->granule > CHUNK_BYTES) {
         config->granule = 64 * KIB;
     }
@@ -258,6 +264,7 @@ int engine_start(struct engine **result, const struct engine_config *config, boo
         err = recover_map(engine, reason);
     }
     engine_count_resident(engine);
+    place_begin(engine, !recover);
     err = err < 0 ? err
                   : room_set(engine, config->budget, config->low_watermark, config->high_watermark,
                              reason);

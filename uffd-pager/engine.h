@@ -21,6 +21,8 @@
 
 struct engine;
 
+#define ENGINE_MAX_CHOICES 8u
+
 /* What becomes of the guest's wait for a sub-host that has not answered for lost_after_ms. */
 enum engine_loss {
     ENGINE_LOSS_POISON, /* pages it is touching there become memory errors */
@@ -32,6 +34,11 @@ struct engine_subhost {
     char name[64];
     struct endpoint data;
     char export_name[512]; /* NBD export, without "/strict" */
+    /* Where to ask for its room; control.host is "" if nowhere. */
+    struct endpoint control;
+    char region[UUID_TEXT_LEN];
+    char ticket[65];
+    unsigned weight; /* 0: only when the others are full */
 };
 
 struct engine_config {
@@ -45,6 +52,7 @@ struct engine_config {
     uint64_t high_watermark; /* page-out starts here; bytes, below budget */
     unsigned prefetch;       /* pages fetched around a fault at most; 0: none */
     uint64_t granule;        /* bytes paged out together, 4 KiB to 2 MiB */
+    unsigned choices;        /* sub-hosts asked for room when a slab needs one; 0: 2 */
     char predictor[32];      /* policy name; "" for the default */
     unsigned fault_threads;  /* 0: 2 */
     unsigned spin_us;        /* how long a fault thread spins before it sleeps; 0: default */

@@ -46,6 +46,7 @@
 #define ENGINE_FAULT_THREADS 2u
 #define ENGINE_MAX_FAULT_THREADS 16u
 #define ENGINE_SPIN_US 50u
+#define ENGINE_CHOICES 2u
 
 /* engine.chunk_flags */
 #define CHUNK_FENCED 0x01u  /* an old WRITE or TRIM may still land on the sub-host: do not page out */
@@ -169,6 +170,13 @@ void pageout_join(struct engine *engine);
 void pageout_free(struct engine *engine);
 /** pageout_kick() - there is something to page out or to trim; any thread */
 void pageout_kick(struct engine *engine);
+
+/* ---- pageout_place.c ---- */
+/**
+ * place_begin() - a home for each slab that has pages on a sub-host; no other thread runs
+ * @fresh: the guest has just arrived: what is on no sub-host has no place yet
+ */
+void place_begin(struct engine *engine, bool fresh);
 
 /* ---- engine_prefetch.c ---- */
 int prefetch_start(struct engine *engine);

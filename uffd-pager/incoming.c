@@ -33,13 +33,18 @@ static void incoming_engine_config(struct worker *worker, struct engine_config *
         struct engine_subhost *to = &config->subhost[i];
         memcpy(to->name, from->name, sizeof(to->name));
         memcpy(to->export_name, from->export_name, sizeof(to->export_name));
+        memcpy(to->region, worker->uuid_text, sizeof(to->region));
+        memcpy(to->ticket, from->ticket, sizeof(to->ticket));
         to->data = from->data;
+        to->control = from->control;
+        to->weight = from->weight;
     }
     config->budget = session->budget;
     config->low_watermark = session->low_watermark;
     config->high_watermark = session->high_watermark;
     config->prefetch = session->prefetch;
     config->granule = session->granule;
+    config->choices = session->choices;
     memcpy(config->predictor, session->predictor, sizeof(config->predictor));
     config->sample_period_ms = session->sample_period_ms;
     config->lost_after_ms = session->lost_after_ms;
@@ -140,6 +145,7 @@ int incoming_attached(struct worker *worker, struct reason *reason)
     if (err) {
         return err;
     }
+    pagemap_set_slabs(&worker->map, worker->session.slab);
     err = receive_layout(worker->receive, &worker->layout, &worker->map, reason);
     if (err) {
         pagemap_close(&worker->map);

@@ -27,10 +27,13 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
+#include "common/control.h"
 #include "common/nbd_client.h"
 
 struct engine;
 struct link;
+
+#define LINK_ROOM_UNKNOWN UINT64_MAX
 
 struct link_host {
     struct engine *engine;
@@ -49,6 +52,11 @@ struct link_host {
     _Atomic bool refused;    /* the server or the region is not there: its copies may be gone */
     _Atomic unsigned up;     /* links that are connected */
     _Atomic uint64_t lost_pages; /* poisoned, not told yet */
+    /* The room its region has: asked for by page-out, answered by the thread. */
+    _Atomic bool ask;
+    _Atomic uint64_t room;    /* bytes; LINK_ROOM_UNKNOWN */
+    _Atomic uint64_t room_us; /* when it was told; 0: never */
+    struct control_client *control; /* thread only */
     _Atomic bool waited;     /* the guest waits for a page of this sub-host, which is lost */
     bool paused;             /* and is stopped for it; thread only */
     bool told;               /* the operator knows of the trouble; thread only */
@@ -158,6 +166,9 @@ void link_trouble(struct link_host *host, uint64_t since_us);
 
 /** link_lost_page() - a page of this sub-host was poisoned; the operator is told soon; any thread */
 void link_lost_page(struct link_host *host, bool refused);
+
+/** link_ask_room() - have host->room told anew; page-out is kicked when it is; any thread */
+void link_ask_room(struct link_host *host);
 
 /**
  * link_give_up() - the sub-host is not connected: is a page that somebody waits for to be poisoned?

@@ -15,6 +15,7 @@
 #include "uffd-pager/uffd_abi.h"
 
 #define LINK_JUDGE_MS 50u
+#define LINK_ROOM_MS 500 /* for an answer about room */
 #define LINK_TELL_US 500000u /* trouble shorter than this is only logged */
 #define LINK_GATHER_US 200000u /* lost pages come in crowds: count for a while, tell once */
 #define LINK_TELL_PAGES_US 1000000u
@@ -329,6 +330,64 @@ static void link_wait(struct link_host *host, uint64_t until_us)
     pthread_cond_timedwait(&host->changed, &host->lock, &at);
 }
 
+void link_ask_room(struct link_host *host)
+{
+    if (!atomic_exchange_explicit(&host->ask, true, memory_order_acq_rel)) {
+        stats_add(&host->engine->stats.room_asked, 1);
+        pthread_mutex_lock(&host->lock);
+        pthread_cond_signal(&host->changed);
+        pthread_mutex_unlock(&host->lock);
+    }
+}
+
+/* Thread only, without the lock. */
+static int link_query_room(struct link_host *host, uint64_t *room, struct reason *reason)
+{
+    const struct engine_subhost *subhost = link_subhost(host);
+    json_t *answer = NULL;
+    int err = 0;
+
+    if (!host->control) {
+        err = control_connect(&host->control, &subhost->control, LINK_ROOM_MS, reason);
+    }
+    if (!err) {
+        json_t *args = json_pack("{s:s}", "name", subhost->region);
+        if (subhost->ticket[0]) {
+            json_object_set_new(args, "ticket", json_string(subhost->ticket));
+        }
+        err = control_call(host->control, "region-query", args, &answer, LINK_ROOM_MS, reason);
+    }
+    const json_t *bytes = json_object_get(answer, "room");
+    if (!err && json_is_integer(bytes) && json_integer_value(bytes) >= 0) {
+        *room = (uint64_t)json_integer_value(bytes);
+    } else if (!err) {
+        err = -EPROTO;
+    }
+    json_decref(answer);
+    return err;
+}
+
+/* A sub-host that does not say how much room it has may still be used, after those that do. */
+static void link_tell_room(struct link_host *host)
+{
+    uint64_t room = LINK_ROOM_UNKNOWN;
+    struct reason reason = {""};
+
+    if (!atomic_load_explicit(&host->ask, memory_order_acquire)) {
+        return;
+    }
+    if (link_subhost(host)->control.host[0] && link_query_room(host, &room, &reason) < 0) {
+        log_debug("sub-host '%s' does not say how much room it has: %s", link_subhost(host)->name,
+                  reason.text);
+        control_close(host->control);
+        host->control = NULL;
+    }
+    atomic_store_explicit(&host->room, room, memory_order_relaxed);
+    atomic_store_explicit(&host->room_us, units_now_us(), memory_order_release);
+    atomic_store_explicit(&host->ask, false, memory_order_release);
+    link_kick_all(host);
+}
+
 static void *link_host_main(void *arg)
 {
     struct link_host *host = arg;
@@ -344,8 +403,9 @@ static void *link_host_main(void *arg)
         }
         pthread_mutex_unlock(&host->lock);
         link_judge(host, why.text, units_now_us());
+        link_tell_room(host);
         pthread_mutex_lock(&host->lock);
-        if (link || host->stop) {
+        if (link || host->stop || atomic_load(&host->ask)) {
             continue;
         }
         if (host->told || atomic_load(&host->trouble_us) || atomic_load(&host->lost_pages)) {
@@ -406,6 +466,7 @@ void link_hosts_stop(struct engine *engine)
         pthread_cond_signal(&host->changed);
         pthread_mutex_unlock(&host->lock);
         pthread_join(host->thread, NULL);
+        control_close(host->control);
         link_pause(host, false); /* who comes next judges anew */
         pthread_mutex_destroy(&host->lock);
         pthread_cond_destroy(&host->changed);

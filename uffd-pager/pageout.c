@@ -32,26 +32,6 @@ static struct pageout_host *pageout_host_of(struct pageout *pageout, uint64_t ch
     return index < engine->config.n_subhosts ? &pageout->hosts[index] : NULL;
 }
 
-static bool pageout_takes(const struct pageout *pageout, const struct pageout_host *host)
-{
-    return link_up(&host->link) && pageout->now_us >= host->full_us;
-}
-
-/* The next sub-host that takes pages, or NULL. */
-static struct pageout_host *pageout_any_host(struct pageout *pageout)
-{
-    unsigned n = pageout->engine->config.n_subhosts;
-
-    for (unsigned i = 0; i < n; i++) {
-        struct pageout_host *host = &pageout->hosts[(pageout->next_host + i) % n];
-        if (pageout_takes(pageout, host)) {
-            pageout->next_host = (pageout->next_host + i + 1) % n;
-            return host;
-        }
-    }
-    return NULL;
-}
-
 static bool pageout_chunk_has(const struct engine *engine, uint64_t chunk, unsigned states)
 {
     uint64_t end = (chunk + 1) * CHUNK_PAGES;
@@ -113,7 +93,7 @@ static bool pageout_is_candidate(struct pageout *pageout, uint64_t chunk, bool r
     if (!host) {
         return room_somewhere;
     }
-    if (pageout_takes(pageout, host)) {
+    if (place_takes(pageout, host)) {
         return true;
     }
     if (link_up(&host->link) && pageout_chunk_has(pageout->engine, chunk, 1u << PAGE_CLEAN)) {
@@ -125,7 +105,7 @@ static bool pageout_is_candidate(struct pageout *pageout, uint64_t chunk, bool r
 static void pageout_choose(struct pageout *pageout, int64_t want)
 {
     struct engine *engine = pageout->engine;
-    bool room_somewhere = pageout_any_host(pageout) != NULL;
+    bool room_somewhere = place_any(pageout);
 
     for (uint64_t chunk = 0; chunk < engine->map->n_chunks; chunk++) {
         uint16_t n = atomic_load_explicit(&engine->chunk_resident[chunk], memory_order_relaxed);
@@ -154,11 +134,11 @@ static struct pageout_host *pageout_assign(struct pageout *pageout, uint64_t chu
     struct pageout_host *other;
 
     *send = true;
-    if (host && pageout_takes(pageout, host)) {
+    if (host && place_takes(pageout, host)) {
         return host;
     }
     if ((!host || pageout_may_move(pageout, chunk)) &&
-        (other = pageout_any_host(pageout)) != NULL) {
+        (other = place_chunk(pageout, chunk)) != NULL) {
         if (host) {
             trim_forget(engine, chunk);
         }
@@ -284,9 +264,11 @@ static bool pageout_turn(struct pageout *pageout)
     if (atomic_load_explicit(&pageout->engine->trim_chunks, memory_order_relaxed)) {
         trim_begin(pageout);
     }
-    if (pageout_wanted(pageout)) {
+    bool wanted = pageout_wanted(pageout);
+    if (wanted) {
         pageout_fill(pageout);
     }
+    place_tell(pageout, wanted);
     for (unsigned i = 0; i < pageout->engine->config.n_subhosts; i++) {
         struct pageout_host *host = &pageout->hosts[i];
         if (link_up(&host->link) && (host->link.owed || host->send_first)) {
@@ -321,6 +303,7 @@ static void pageout_sleep(struct pageout *pageout)
         if (source == PAGEOUT_POLL_KICK) {
             ssize_t ignored = read(pageout->kick, &count, sizeof(count));
             (void)ignored;
+            pageout->idle_until_us = pageout->pick.since_us ? 0 : pageout->idle_until_us;
         } else if (link_up(&pageout->hosts[source].link) && !pageout->hosts[source].link.owed) {
             ssize_t got = link_receive(&pageout->hosts[source].link);
             if (got != 0) {
@@ -387,6 +370,7 @@ int pageout_start(struct engine *engine)
     }
     pageout->engine = engine;
     pageout->cursor = PAGEOUT_NO_CHUNK;
+    pageout->seed = units_now_us() | 1;
     pageout->epoll = pageout->kick = -1;
     atomic_store(&pageout->active, true);
     engine->pageout = pageout;

@@ -50,6 +50,13 @@ struct pageout_batch {
     struct pageout_batch *next; /* in the host's list to send */
 };
 
+/* Sub-hosts that are being asked for room for the next slab. */
+struct pageout_pick {
+    uint64_t since_us; /* 0: none are */
+    unsigned n;
+    uint8_t host[ENGINE_MAX_CHOICES];
+};
+
 struct pageout {
     struct engine *engine;
     pthread_t thread;
@@ -64,7 +71,9 @@ struct pageout {
     struct pageout_batch *batch; /* [n_batches] */
     unsigned used;
     int64_t leaving; /* pages in batches */
-    unsigned next_host;
+    struct pageout_pick pick;
+    bool full_told; /* the operator knows that nobody has room */
+    uint64_t seed;
 
     /* what predictor_victims() chooses from, and what it chose */
     _Atomic uint16_t *candidates;
@@ -97,6 +106,26 @@ void batch_queue(struct pageout_batch *batch);
 uint64_t batch_cookie(const struct pageout *pageout, const struct pageout_batch *batch,
                       unsigned index);
 void batch_free(struct pageout *pageout, struct pageout_batch *batch);
+
+/* ---- pageout_place.c ---- */
+
+/** place_takes() - may pages be sent there now? */
+static inline bool place_takes(const struct pageout *pageout, const struct pageout_host *host)
+{
+    return link_up(&host->link) && pageout->now_us >= host->full_us;
+}
+
+/** place_any() - is there a sub-host that takes pages? */
+bool place_any(const struct pageout *pageout);
+
+/**
+ * place_chunk() - a sub-host for pages of a chunk that has none, or none that counts, on its own
+ * Return: the home of its slab, or a new one; NULL: none now, or not known yet: try again soon.
+ */
+struct pageout_host *place_chunk(struct pageout *pageout, uint64_t chunk);
+
+/** place_tell() - tell the operator when all sub-hosts are full, and when there is room again */
+void place_tell(struct pageout *pageout, bool wanted);
 
 /* ---- pageout_trim.c ---- */
 

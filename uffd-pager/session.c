@@ -77,6 +77,11 @@ static int session_parse_subhost(struct session_subhost *subhost, const json_t *
         err = session_text(object, "ticket", false, subhost->ticket, sizeof(subhost->ticket),
                            reason);
     }
+    if (!err) {
+        uint64_t weight;
+        err = session_number(object, "weight", 1, UINT32_MAX, &weight, reason);
+        subhost->weight = (unsigned)weight;
+    }
     return err;
 }
 
@@ -136,6 +141,17 @@ static int session_parse_limits(struct session *session, const json_t *object,
         err = session_number(object, "lost_after_ms", 30000, 86400000, &n, reason);
         session->lost_after_ms = (unsigned)n;
     }
+    if (!err) {
+        err = session_number(object, "slab", PAGEMAP_SLAB_BYTES, PAGEMAP_SLAB_MAX, &session->slab,
+                             reason);
+    }
+    if (!err && !pagemap_slab_size_ok(session->slab)) {
+        err = reason_set(reason, -EINVAL, "'slab' must be a power of two from 2 MiB to 4 GiB");
+    }
+    if (!err) {
+        err = session_number(object, "choices", 2, ENGINE_MAX_CHOICES, &n, reason);
+        session->choices = n ? (unsigned)n : 1;
+    }
     return err ? err : session_parse_loss(session, object, reason);
 }
 
@@ -186,20 +202,22 @@ static json_t *session_to_json(const struct session *session)
         char data[ENDPOINT_TEXT_LEN];
         char control[ENDPOINT_TEXT_LEN];
         json_array_append_new(
-            subhosts, json_pack("{s:s, s:s, s:s, s:s, s:s}", "name", subhost->name, "data",
+            subhosts, json_pack("{s:s, s:s, s:s, s:s, s:s, s:I}", "name", subhost->name, "data",
                                 endpoint_format(&subhost->data, data), "control",
                                 endpoint_format(&subhost->control, control), "export",
-                                subhost->export_name, "ticket", subhost->ticket));
+                                subhost->export_name, "ticket", subhost->ticket, "weight",
+                                (json_int_t)subhost->weight));
     }
     return json_pack(
-        "{s:s, s:s, s:I, s:I, s:I, s:I, s:i, s:i, s:i, s:s, s:s, s:o, s:i, s:I}", "state", "split",
+        "{s:s, s:s, s:I, s:I, s:I, s:I, s:i, s:i, s:i, s:s, s:s, s:I, s:i, s:o, s:i, s:I}", "state", "split",
         "migration", units_format_uuid(session->migration, migration), "budget",
         (json_int_t)session->budget, "low_watermark", (json_int_t)session->low_watermark,
         "high_watermark", (json_int_t)session->high_watermark, "granule",
         (json_int_t)session->granule, "prefetch", (int)session->prefetch, "sample_period_ms",
         (int)session->sample_period_ms, "lost_after_ms", (int)session->lost_after_ms, "lost_action",
         session_loss_names[session->lost_action], "predictor",
-        session->predictor, "subhosts", subhosts, "qemu_pid", (int)session->qemu_pid, "qemu_start",
+        session->predictor, "slab", (json_int_t)session->slab, "choices", (int)session->choices,
+        "subhosts", subhosts, "qemu_pid", (int)session->qemu_pid, "qemu_start",
         (json_int_t)session->qemu_start);
 }
 

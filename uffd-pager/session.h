@@ -25,6 +25,7 @@ struct session_subhost {
     struct endpoint control;
     char export_name[512];
     char ticket[65];
+    unsigned weight;
 };
 
 struct session {
@@ -34,6 +35,8 @@ struct session {
     uint64_t high_watermark;
     uint64_t granule;
     unsigned prefetch;
+    uint64_t slab;
+    unsigned choices;
     unsigned sample_period_ms;
     unsigned lost_after_ms;
     enum engine_loss lost_action;

@@ -19,6 +19,8 @@ static const struct {
     {"discards", offsetof(struct stats, discards)},
     {"write_refusals", offsetof(struct stats, write_refusals)},
     {"install_errors", offsetof(struct stats, install_errors)},
+    {"slabs_placed", offsetof(struct stats, slabs_placed)},
+    {"room_asked", offsetof(struct stats, room_asked)},
 };
 
 /* Limits told to others: 16 us to 1 s. */

@@ -14,20 +14,21 @@ ENGINEPLAY = os.path.join(BUILD, "tests", "tools", "engineplay")
 NAME = "11111111-2222-3333-4444-555555555555"
 
 
-def with_region(subhost, size, limit=None):
+def with_region(subhost, size, limit=None, reserve=0, name=NAME):
     """Make the guest's region on a sub-host; return the control connection that keeps it."""
     control = subhost.control()
-    control.call("region-create", name=NAME, size=size, reserve=0, limit=limit or size)
+    control.call("region-create", name=name, size=size, reserve=reserve, limit=limit or size)
     return control
 
 
 class EnginePlay:
-    """Options become --name=value; addresses are the sub-hosts' data addresses."""
+    """Options become --name=value; addresses are the sub-hosts' data addresses, or pairs of data and control."""
 
-    def __init__(self, addresses, start=True, **options):
+    def __init__(self, addresses, start=True, name=NAME, **options):
         words = [ENGINEPLAY]
         for address in addresses:
-            words += ["--subhost", "%s,%s" % (address, NAME)]
+            data, control = address if isinstance(address, tuple) else (address, None)
+            words += ["--subhost", "%s,%s%s" % (data, name, "," + control if control else "")]
         for name, value in options.items():
             values = value if isinstance(value, (list, tuple)) else [value]
             for one in values:

@@ -49,6 +49,7 @@ static struct engine_config config;
 static int guest_fd, zap_fd, engine_in, engine_out;
 static pid_t guest_pid, engine_pid, monitor_pid;
 static bool engine_started;
+static uint64_t slab_bytes = 4 * MIB;
 static unsigned local_percent = 20, remote_percent = 60, n_threads = 2;
 
 static void die(const char *what, const char *why)
@@ -70,42 +71,6 @@ static void say(const char *key, json_t *value)
 }
 
 /* ---- guest ---- */
-
-static int send_fd(int socket, int fd)
-{
-    char byte = 'f';
-    char control[CMSG_SPACE(sizeof(int))] = {0};
-    struct iovec iov = {&byte, 1};
-    struct msghdr message = {.msg_iov = &iov,
-                             .msg_iovlen = 1,
-                             .msg_control = control,
-                             .msg_controllen = sizeof(control)};
-    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-
-    header->cmsg_level = SOL_SOCKET;
-    header->cmsg_type = SCM_RIGHTS;
-    header->cmsg_len = CMSG_LEN(sizeof(int));
-    memcpy(CMSG_DATA(header), &fd, sizeof(fd));
-    return sendmsg(socket, &message, 0) == 1 ? 0 : -1;
-}
-
-static int receive_fd(int socket)
-{
-    char byte;
-    int fd;
-    char control[CMSG_SPACE(sizeof(int))];
-    struct iovec iov = {&byte, 1};
-    struct msghdr message = {.msg_iov = &iov,
-                             .msg_iovlen = 1,
-                             .msg_control = control,
-                             .msg_controllen = sizeof(control)};
-
-    if (recvmsg(socket, &message, MSG_CMSG_CLOEXEC) != 1 || !CMSG_FIRSTHDR(&message)) {
-        die("userfaultfd", "not received");
-    }
-    memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof(fd));
-    return fd;
-}
 
 static void *guest_zap_main(void *arg)
 {
@@ -263,6 +228,7 @@ static void arrive(void)
     if (pagemap_create(&map, NULL, uuid, play->n_pages, &reason) < 0) {
         die("page map", reason.text);
     }
+    pagemap_set_slabs(&map, slab_bytes);
     for (unsigned i = 0; i < config.n_subhosts; i++) {
         if (nbd_client_connect(&clients[i], &config.subhost[i].data, config.subhost[i].export_name,
                                5000, &reason) < 0) {
@@ -596,14 +562,23 @@ static void add_subhost(char *text)
     struct reason reason;
 
     if (!comma || config.n_subhosts == PAGEMAP_MAX_SUBHOSTS) {
-        die("--subhost wants ADDRESS,EXPORT", text);
+        die("--subhost wants ADDRESS,EXPORT[,CONTROL]", text);
     }
     *comma = '\0';
+    char *control = strchr(comma + 1, ',');
+    if (control) {
+        *control++ = '\0';
+        if (endpoint_parse(control, &subhost->control, &reason) < 0) {
+            die(control, reason.text);
+        }
+    }
     if (endpoint_parse(text, &subhost->data, &reason) < 0) {
         die(text, reason.text);
     }
     snprintf(subhost->name, sizeof(subhost->name), "sub%u", config.n_subhosts);
     snprintf(subhost->export_name, sizeof(subhost->export_name), "%s", comma + 1);
+    snprintf(subhost->region, sizeof(subhost->region), "%s", comma + 1);
+    subhost->weight = 1;
     config.n_subhosts++;
 }
 
@@ -622,7 +597,8 @@ static void parse(int argc, char **argv, uint64_t *sizes, uint32_t *n_sizes, uin
         {"prefetch", 1, NULL, 'p'},  {"granule", 1, NULL, 'g'},   {"fault-threads", 1, NULL, 'f'},
         {"sample-ms", 1, NULL, 'm'}, {"lost-ms", 1, NULL, 'L'},   {"local", 1, NULL, 'o'},
         {"remote", 1, NULL, 'r'},    {"seed", 1, NULL, 'S'},      {"predictor", 1, NULL, 'P'},
-        {"spin-us", 1, NULL, 'u'},   {"lost-action", 1, NULL, 'A'}, {NULL, 0, NULL, 0},
+        {"spin-us", 1, NULL, 'u'},   {"lost-action", 1, NULL, 'A'},
+        {"slab", 1, NULL, 'B'},      {"choices", 1, NULL, 'C'},   {NULL, 0, NULL, 0},
     };
     int option;
 
@@ -645,6 +621,8 @@ static void parse(int argc, char **argv, uint64_t *sizes, uint32_t *n_sizes, uin
         case 'r': remote_percent = number; break;
         case 'S': *seed = number; break;
         case 'u': config.spin_us = number; break;
+        case 'B': slab_bytes = size_of(optarg); break;
+        case 'C': config.choices = number; break;
         case 'A': config.lost_action = loss_of(optarg); break;
         case 'P': snprintf(config.predictor, sizeof(config.predictor), "%s", optarg); break;
         default: exit(2);

@@ -41,11 +41,18 @@ static void test_file_survives(void **state)
     pagemap_unlock(&map, N_PAGES - 1, PAGE_REMOTE);
     map.subhost[3] = 7;
     map.history[0] = 99;
+    assert_int_equal(map.n_slabs, 1);
+    pagemap_set_slabs(&map, 2 * CHUNK_BYTES);
+    assert_int_equal(map.n_slabs, 2);
+    assert_int_equal(pagemap_slab_of(&map, 3)->home[0], PAGEMAP_NO_SUBHOST);
+    pagemap_slab_of(&map, 3)->home[0] = 7;
     pagemap_close(&map);
     assert_int_equal(pagemap_open(&again, path, &reason), 0);
     assert_int_equal(pagemap_get(&again, N_PAGES - 1), PAGE_REMOTE);
     assert_int_equal(again.subhost[3], 7);
     assert_int_equal(again.history[0], 99);
+    assert_int_equal(again.n_slabs, 2);
+    assert_int_equal(pagemap_slab_of(&again, 2)->home[0], 7);
     assert_memory_equal(again.header->uuid, uuid, sizeof(uuid));
     pagemap_close(&again);
     unlink(path);
@@ -58,7 +65,10 @@ static void test_damaged_files_are_refused(void **state)
     struct reason reason;
 
     (void)state;
-    for (unsigned field = 0; field < 7; field++) {
+    for (unsigned field = 0; field < 11; field++) {
+        if (field == 8 || field == 9) {
+            continue; /* the UUID */
+        }
         for (unsigned change = 0; change < 4; change++) {
             static const uint64_t values[] = {0, 1, UINT64_MAX, (uint64_t)1 << 40};
             assert_int_equal(pagemap_create(&map, NULL, uuid, N_PAGES, &reason), 0);
