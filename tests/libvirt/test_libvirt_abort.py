@@ -48,7 +48,7 @@ def test_killed(bed, guest):
 
 
 def test_timeout(bed, guest):
-    process = moving(bed, guest, "--timeout", "4")
+    process = moving(bed, guest, "--timeout", "4", "--timeout-abort")
     finish(process, 1, "^error: the migration did not finish within 4 s: it was cancelled$")
     still_at_source(bed, guest)
 
