@@ -22,6 +22,8 @@ enum {
     OPT_CONTROL_GROUP,
     OPT_METRICS,
     OPT_PLAINTEXT,
+    OPT_TLS_CERTIFICATES,
+    OPT_TLS_PSK,
     OPT_STATE_DIR,
     OPT_FORGET,
     OPT_PIDFILE,
@@ -46,6 +48,9 @@ static const struct row {
     {OPT_CONTROL_GROUP, "control-group", "GROUP", "its members may control by UNIX sockets, too"},
     {OPT_METRICS, "metrics", "ADDR", "answer Prometheus at http://ADDR/metrics (not)"},
     {OPT_PLAINTEXT, "plaintext", NULL, "allow addresses that other hosts can reach, without TLS"},
+    {OPT_TLS_CERTIFICATES, "tls-certificates", "DIR",
+     "certificates and keys for tls: addresses (those of libvirt in /etc/pki)"},
+    {OPT_TLS_PSK, "tls-psk", "FILE", "keys for tls: addresses, as psktool makes them"},
     {OPT_STATE_DIR, "state-dir", "DIR", "keep regions in this directory on tmpfs when the server ends"},
     {OPT_FORGET, "forget", NULL, "free the regions in --state-dir that a server left there, and exit"},
     {OPT_PIDFILE, "pidfile", "FILE", "write the process id when ready to serve"},
@@ -68,7 +73,7 @@ static void print_help(void)
                  rows[i].argument ? rows[i].argument : "");
         printf("  %-22s  %s\n", left, rows[i].help);
     }
-    printf("\nADDR is tcp:HOST:PORT, tcp:[IPV6]:PORT or unix:PATH.\n");
+    printf("\nADDR is tls:HOST:PORT, tcp:HOST:PORT (an IPv6 address in brackets) or unix:PATH.\n");
 }
 
 static int add_endpoint(struct endpoint *endpoints, unsigned *n, const char *option,
@@ -129,6 +134,12 @@ static int apply(struct options *options, int id, const char *value, struct reas
     case OPT_PLAINTEXT:
         options->plaintext = true;
         return 0;
+    case OPT_TLS_CERTIFICATES:
+        options->tls.certificates = value;
+        return 0;
+    case OPT_TLS_PSK:
+        options->tls.psk = value;
+        return 0;
     case OPT_STATE_DIR:
         options->state_dir = value;
         return *value ? 0 : reason_set(reason, -EINVAL, "--state-dir needs the name of a directory");
@@ -159,14 +170,43 @@ static int check_reach(const struct options *options, const struct endpoint *end
     char text[ENDPOINT_TEXT_LEN];
 
     for (unsigned i = 0; i < n && !options->plaintext; i++) {
-        if (!endpoint_is_local(&endpoints[i])) {
+        if (endpoint_is_exposed(&endpoints[i])) {
             return reason_set(reason, -EINVAL,
                               "%.150s can be reached from other hosts and is not encrypted: "
-                              "give --plaintext if that is meant",
+                              "make it a tls: address, or give --plaintext if that is meant",
                               endpoint_format(&endpoints[i], text));
         }
     }
     return 0;
+}
+
+static bool wants_tls(const struct options *options)
+{
+    bool tls = false;
+
+    for (unsigned i = 0; i < options->n_listen; i++) {
+        tls = tls || options->listen[i].tls;
+    }
+    for (unsigned i = 0; i < options->n_control; i++) {
+        tls = tls || options->control[i].tls;
+    }
+    return tls;
+}
+
+static int check_tls(const struct options *options, struct reason *reason)
+{
+    int err = tls_configure(&options->tls, reason);
+
+    if (err) {
+        return err;
+    }
+    if (wants_tls(options)) {
+        return tls_check(TLS_SERVER, reason);
+    }
+    return tls_configured() ? reason_set(reason, -EINVAL,
+                                         "there are TLS files, and no address that begins with "
+                                         "tls: would use them")
+                            : 0;
 }
 
 static int finish(struct options *options, struct reason *reason)
@@ -194,7 +234,10 @@ static int finish(struct options *options, struct reason *reason)
     if (!err) {
         err = check_reach(options, options->control, options->n_control, reason);
     }
-    return err ? err : check_reach(options, &options->metrics, options->has_metrics, reason);
+    if (!err) {
+        err = check_reach(options, &options->metrics, options->has_metrics, reason);
+    }
+    return err ? err : check_tls(options, reason);
 }
 
 static void make_table(struct option table[N_ROWS + 1])

@@ -8,6 +8,7 @@
 
 #include "common/endpoint.h"
 #include "common/log.h"
+#include "common/tls.h"
 
 #define OPTIONS_MAX_LISTEN 16
 
@@ -26,6 +27,7 @@ struct options {
     unsigned max_connections;
     unsigned spin_us;
     bool plaintext;
+    struct tls_config tls;
     bool verbose;
     bool exit_with_parent;
 };

@@ -88,6 +88,7 @@ static int start_data(struct server *server, struct reason *reason)
         if (fd < 0) {
             return fd;
         }
+        config.tls = server->data[i].tls;
         int err = nbd_server_start(&server->nbd[i], fd, &config);
         if (err) {
             return reason_set(reason, err, "cannot serve pages: %s", strerror(-err));
@@ -121,6 +122,7 @@ static int start_control(struct server *server, struct reason *reason)
             close(fd);
             return err;
         }
+        config.tls = server->control[i].tls;
         err = control_server_start(&server->controls[i], fd, &config);
         if (err) {
             return reason_set(reason, err, "cannot be controlled: %s", strerror(-err));

@@ -326,6 +326,7 @@ static int daemon_start(struct daemon *daemon, struct reason *reason)
         if (listener < 0) {
             return listener;
         }
+        control.tls = endpoint.tls;
         err = control_server_start(&daemon->control[i], listener, &control);
         if (err) {
             return reason_set(reason, err, "the control server cannot start: %s", strerror(-err));

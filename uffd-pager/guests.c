@@ -19,6 +19,7 @@
 
 #include "common/handoff.h"
 #include "common/units.h"
+#include "uffd-pager/options.h"
 #include "uffd-pager/session.h"
 
 #define GUESTS_PEEK_TIMEOUT_MS 5000
@@ -211,13 +212,15 @@ static int guests_spawn(struct guests *guests, const char *uuid, struct reason *
     char worker[] = "--worker";
     char run[] = "--run-dir";
     char data_option[] = "--data";
-    char plaintext[] = "--plaintext"; /* the daemon has checked the address */
     char debug[] = "--verbose";
     char *argv[] = {name,        worker, uuid_copy, run, (char *)(uintptr_t)guests->config.run_dir,
-                    data_option, data,   plaintext, guests->config.debug ? debug : NULL, NULL};
+                    data_option, data,   [8 + OPTIONS_PASS] = NULL};
+    unsigned n = 7;
     int ready[2];
     pid_t pid;
 
+    n += options_pass(argv + n);
+    argv[n] = guests->config.debug ? debug : NULL;
     endpoint_format(&guests->config.data, data);
     snprintf(uuid_copy, sizeof(uuid_copy), "%s", uuid);
     if (pipe2(ready, O_CLOEXEC) < 0) {

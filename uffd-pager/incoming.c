@@ -14,6 +14,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "common/tls.h"
 #include "uffd-pager/worker.h"
 
 /* The mover reads the answer to its FLUSH and leaves; a receiver nobody leaves is closed after this. */
@@ -208,10 +209,13 @@ static int incoming_listen(struct worker *worker, const json_t *args,
             return err;
         }
     }
-    if (!endpoint_is_local(&config->listen) && endpoint_is_local(&worker->data)) {
+    if (endpoint_is_exposed(&config->listen) && !endpoint_is_exposed(&worker->data)) {
         return reason_set(reason, -EPERM,
-                          "an off-host data address needs uffd-pager to run with --plaintext and "
-                          "such a --data address");
+                          "an off-host data address must be a tls: address, or uffd-pager run with "
+                          "--plaintext and such a --data address");
+    }
+    if (config->listen.tls && tls_check(TLS_SERVER, reason) < 0) {
+        return -EINVAL;
     }
     config->budget = worker->session.budget;
     config->n_subhosts = worker->session.n_subhosts;

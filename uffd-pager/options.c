@@ -22,6 +22,9 @@ static const struct options_row {
     {'d', "data", "ADDR", "where arriving guests' memory is received (default tcp:127.0.0.1:0)"},
     {'m', "metrics", "ADDR", "answer Prometheus at http://ADDR/metrics (default: not)"},
     {'p', "plaintext", NULL, "allow addresses that other hosts can reach, without encryption"},
+    {'t', "tls-certificates", "DIR", "certificates and keys for tls: addresses (those of libvirt in /etc/pki)"},
+    {'k', "tls-psk", "FILE", "keys for tls: addresses, as psktool makes them"},
+    {'u', "tls-username", "NAME", "whose key to use as a client (default the first of the file)"},
     {'P', "pidfile", "FILE", "write the process id there once ready"},
     {'v', "verbose", NULL, "log debug messages too"},
     {'x', "exit-with-parent", NULL, "stop when the parent process ends (for tests)"},
@@ -45,7 +48,7 @@ static void options_help(void)
             printf("  %-22s %s\n", left, row->help);
         }
     }
-    printf("\nADDR is unix:PATH or tcp:HOST:PORT.  See uffd-pager(8).\n");
+    printf("\nADDR is unix:PATH, tcp:HOST:PORT or tls:HOST:PORT.  See uffd-pager(8).\n");
 }
 
 static void options_exit(struct options *options, int status)
@@ -102,6 +105,15 @@ static void options_take(struct options *options, int key, const char *arg, bool
     case 'p':
         *plaintext = true;
         break;
+    case 't':
+        options->tls.certificates = arg;
+        break;
+    case 'k':
+        options->tls.psk = arg;
+        break;
+    case 'u':
+        options->tls.username = arg;
+        break;
     case 'P':
         daemon->pidfile = arg;
         break;
@@ -152,11 +164,11 @@ static void options_defaults(struct options *options)
 static void options_check(struct options *options, bool plaintext)
 {
     const struct daemon_config *daemon = &options->daemon;
-    const struct endpoint *off_host = endpoint_is_local(&daemon->data) ? NULL : &daemon->data;
+    const struct endpoint *off_host = endpoint_is_exposed(&daemon->data) ? &daemon->data : NULL;
     char text[ENDPOINT_TEXT_LEN];
 
     for (unsigned i = 0; i < daemon->n_controls; i++) {
-        if (!endpoint_is_local(&daemon->control[i])) {
+        if (endpoint_is_exposed(&daemon->control[i])) {
             off_host = &daemon->control[i];
         }
     }
@@ -173,9 +185,62 @@ static void options_check(struct options *options, bool plaintext)
         options_exit(options, 2);
     } else if (off_host && !plaintext) {
         fprintf(stderr, "uffd-pager: %s can be reached from other hosts without encryption; "
-                        "allow that with --plaintext or use a loopback address\n",
+                        "make it a tls: address, or allow that with --plaintext\n",
                 endpoint_format(off_host, text));
         options_exit(options, 2);
+    }
+}
+
+/* The identity is the whole program's: workers and movers have it too. */
+static struct {
+    struct tls_config tls;
+    bool plaintext;
+} shared;
+
+unsigned options_pass(char **argv)
+{
+    static char certificates[] = "--tls-certificates";
+    static char psk[] = "--tls-psk";
+    static char username[] = "--tls-username";
+    static char plaintext[] = "--plaintext";
+    const struct {
+        char *name;
+        const char *value;
+    } rows[] = {{certificates, shared.tls.certificates},
+                {psk, shared.tls.psk},
+                {username, shared.tls.username}};
+    unsigned n = 0;
+
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        if (rows[i].value) {
+            argv[n++] = rows[i].name;
+            argv[n++] = (char *)(uintptr_t)rows[i].value;
+        }
+    }
+    if (shared.plaintext) {
+        argv[n++] = plaintext;
+    }
+    argv[n] = NULL;
+    return n;
+}
+
+static void options_check_tls(struct options *options, bool plaintext)
+{
+    bool serves = options->daemon.data.tls;
+    struct reason reason;
+
+    for (unsigned i = 0; i < options->daemon.n_controls; i++) {
+        serves = serves || options->daemon.control[i].tls;
+    }
+    if (tls_configure(&options->tls, &reason) < 0 ||
+        (serves && options->role == OPTIONS_DAEMON && tls_check(TLS_SERVER, &reason) < 0)) {
+        fprintf(stderr, "uffd-pager: %s\n", reason.text);
+        options_exit(options, 2);
+    }
+    shared.tls = options->tls;
+    shared.plaintext = plaintext;
+    if (!plaintext) {
+        endpoint_refuse_exposed();
     }
 }
 
@@ -206,4 +271,7 @@ void options_parse(struct options *options, int argc, char **argv)
     }
     options_defaults(options);
     options_check(options, plaintext);
+    if (options->role != OPTIONS_EXIT) {
+        options_check_tls(options, plaintext);
+    }
 }

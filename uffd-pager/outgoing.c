@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "uffd-pager/mover.h"
+#include "uffd-pager/options.h"
 #include "uffd-pager/sample.h"
 #include "uffd-pager/worker.h"
 
@@ -330,11 +331,12 @@ static int outgoing_spawn(struct worker *worker, struct reason *reason)
     char name[] = "uffd-pager";
     char option[] = "--mover";
     char number[] = "3";
-    char *argv[] = {name, option, number, NULL};
+    char *argv[3 + OPTIONS_PASS] = {name, option, number};
 
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0) {
         return reason_set(reason, -errno, "the mover's socket cannot be made: %m");
     }
+    options_pass(argv + 3);
     posix_spawn_file_actions_init(&actions);
     posix_spawn_file_actions_adddup2(&actions, pair[1], 3);
     int err = -posix_spawn(&pid, "/proc/self/exe", &actions, NULL, argv, environ);

@@ -132,6 +132,7 @@ int receive_start(struct receive **to, struct receive_config *config, struct rea
         .opaque = receive,
         .open = receive_open,
         .max_connections = 64,
+        .tls = config->listen.tls,
         /* A client that is waiting for the guest's memory is in its handshake. */
         .handshake_timeout_ms = (RECEIVE_ARRIVAL_TIMEOUT_S + 10) * 1000,
     };
