@@ -222,7 +222,8 @@ bench-mover: deps  ## the mover alone, to a main host and to sub-hosts, beside t
 # ---- the rest ----
 
 PREFIX ?= /usr/local
-install: all  ## programs and man pages, under $(DESTDIR)$(PREFIX)
+COMPLETIONS = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+install: all  ## programs, man pages and shell completion, under $(DESTDIR)$(PREFIX)
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/sbin \
 	    $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/man/man5 $(DESTDIR)$(PREFIX)/share/man/man8
 	install -m 755 $(B)/bin/split-migrate $(B)/bin/predictor-replay $(DESTDIR)$(PREFIX)/bin
@@ -230,6 +231,12 @@ install: all  ## programs and man pages, under $(DESTDIR)$(PREFIX)
 	install -m 644 $(wildcard */*.1) $(DESTDIR)$(PREFIX)/share/man/man1
 	install -m 644 $(wildcard */*.5) $(DESTDIR)$(PREFIX)/share/man/man5
 	install -m 644 $(wildcard */*.8) $(DESTDIR)$(PREFIX)/share/man/man8
+	install -d $(COMPLETIONS)
+	install -m 644 split-migrate/split-migrate.bash $(COMPLETIONS)/split-migrate
+	install -m 644 common/daemons.bash $(COMPLETIONS)/uffd-pager
+	install -m 644 common/daemons.bash $(COMPLETIONS)/subhost-server
+	install -d $(DESTDIR)$(PREFIX)/share/doc/split-migrate
+	install -m 644 split-migrate/sample.policy $(DESTDIR)$(PREFIX)/share/doc/split-migrate
 
 clean:  ## remove the build folders (not the cache of QEMU)
 	rm -rf $(B) $(B)-asan $(B)-tsan $(B)-fuzz

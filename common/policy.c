@@ -258,6 +258,16 @@ static const struct policy_key *policy_option(const char *name)
     return NULL;
 }
 
+bool policy_key(size_t i, const char **section, const char **name)
+{
+    if (i >= policy_n_keys) {
+        return false;
+    }
+    *section = policy_keys[i].section;
+    *name = policy_keys[i].name;
+    return true;
+}
+
 bool policy_has_option(const char *name)
 {
     return policy_option(name) != NULL;

@@ -10,6 +10,7 @@
 #define COMMON_POLICY_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "common/endpoint.h"
@@ -79,6 +80,9 @@ void policy_init(struct policy *policy, const char *const *predictors);
  * Return: 0, or -errno with "FILE:LINE: sentence" (or "FILE: sentence") in @reason.
  */
 int policy_load(struct policy *policy, const char *file, struct reason *reason);
+
+/** policy_key() - key @i of the table: its section and its name. Return: false behind the last. */
+bool policy_key(size_t i, const char **section, const char **name);
 
 /** policy_has_option() - true if a key outside [subhost] has this name */
 bool policy_has_option(const char *name);

@@ -233,6 +233,8 @@ void options_verb_usage(FILE *to, const struct verb *verb)
 
 /* ---- self-test ---- */
 
+#define OPTIONS_UPPER "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
 static int options_test_table(const char *owner, const struct option_def *table,
                               struct reason *reason)
 {
@@ -250,6 +252,14 @@ static int options_test_table(const char *owner, const struct option_def *table,
             return reason_set(reason, -EINVAL, "%s: the help of --%s is missing or ends in a dot",
                               owner, table[i].name);
         }
+        if (table[i].value && (!table[i].value[0] || strspn(table[i].value, OPTIONS_UPPER) !=
+                                                         strlen(table[i].value))) {
+            return reason_set(reason, -EINVAL, "%s: the value of --%s is not upper case", owner,
+                              table[i].name);
+        }
+        if (table != options_global && strcmp(table[i].name, "help") == 0) {
+            return reason_set(reason, -EINVAL, "%s: --help is there for every verb", owner);
+        }
         for (int k = 0; k < i; k++) {
             if (strcmp(table[k].name, table[i].name) == 0 ||
                 (table[i].letter && table[k].letter == table[i].letter)) {
@@ -260,6 +270,33 @@ static int options_test_table(const char *owner, const struct option_def *table,
     return 0;
 }
 
+/* "DOMAIN [DESTURI]": how many words there may be is what the row says. */
+static bool options_test_words(const struct verb *verb)
+{
+    const char *text = verb->words;
+    unsigned least = 0;
+    unsigned most = 0;
+
+    while (*text) {
+        bool optional = *text == '[';
+        text += optional;
+        size_t length = strspn(text, OPTIONS_UPPER);
+        if (!length || (optional && text[length] != ']')) {
+            return false;
+        }
+        text += length + optional;
+        bool many = strncmp(text, "...", 3) == 0;
+        text += many ? 3 : 0;
+        if ((*text && *text != ' ') || (!optional && most > least) || (many && *text)) {
+            return false;
+        }
+        text += *text == ' ';
+        least += !optional;
+        most = many ? OPTIONS_MAX_WORDS : most + 1;
+    }
+    return verb->least == least && verb->most == most;
+}
+
 int options_self_test(const struct verb *verbs, struct reason *reason)
 {
     int err = options_test_table("split-migrate", options_global, reason);
@@ -268,9 +305,11 @@ int options_self_test(const struct verb *verbs, struct reason *reason)
         if (options_find_verb(verbs, verb->name) != verb) {
             err = reason_set(reason, -EINVAL, "%s: the verb is there twice", verb->name);
         } else if (!verb->run || !verb->summary || !verb->words || !verb->options ||
-                   verb->least > verb->most || verb->most > OPTIONS_MAX_WORDS ||
-                   (verb->most > 0) != (verb->words[0] != '\0')) {
+                   verb->least > verb->most || verb->most > OPTIONS_MAX_WORDS) {
             err = reason_set(reason, -EINVAL, "%s: the verb's row is not complete", verb->name);
+        } else if (!options_test_words(verb)) {
+            err = reason_set(reason, -EINVAL, "%s: '%s' is not from %u to %u words", verb->name,
+                             verb->words, verb->least, verb->most);
         } else {
             err = options_test_table(verb->name, verb->options, reason);
         }

@@ -32,18 +32,6 @@ static int verb_help(const struct arguments *arguments)
     return EXIT_OK;
 }
 
-static int verb_self_test(const struct arguments *arguments)
-{
-    struct reason reason = {""};
-
-    (void)arguments;
-    if (options_self_test(verbs_table, &reason) < 0) {
-        output_error("%s", reason.text);
-        return EXIT_UNCHANGED;
-    }
-    return EXIT_OK;
-}
-
 const struct verb verbs_table[] = {
     {"migrate", "DOMAIN DESTURI", 2, 2,
      "move a guest to a main host and sub-hosts that share its memory", verb_migrate_options, false,
@@ -73,8 +61,10 @@ const struct verb verbs_table[] = {
      verb_subhost_info_options, false, verb_subhost_info},
     {"help", "[VERB]", 0, 1, "show this help, or that of a verb", verb_no_options, false,
      verb_help},
-    {"self-test", "", 0, 0, "check the tables of verbs and options", verb_no_options, true,
+    {"self-test", "", 0, 0, "check the tables of verbs and options", verb_self_test_options, true,
      verb_self_test},
+    {"complete", "[WORD]...", 0, OPTIONS_MAX_WORDS, "show what a command line may go on with",
+     verb_no_options, true, verb_complete},
     {NULL, NULL, 0, 0, NULL, NULL, false, NULL},
 };
 

@@ -20,6 +20,7 @@ extern const struct option_def verb_subhost_list_options[];
 extern const struct option_def verb_subhost_info_options[];
 extern const struct option_def verb_enable_options[];
 extern const struct option_def verb_check_options[];
+extern const struct option_def verb_self_test_options[];
 
 int verb_migrate(const struct arguments *arguments);
 int verb_plan(const struct arguments *arguments);
@@ -34,6 +35,8 @@ int verb_subhost_info(const struct arguments *arguments);
 int verb_enable(const struct arguments *arguments);
 int verb_disable(const struct arguments *arguments);
 int verb_check(const struct arguments *arguments);
+int verb_self_test(const struct arguments *arguments);
+int verb_complete(const struct arguments *arguments);
 
 /** verbs_main() - the program. Return: its exit status. */
 int verbs_main(int argc, char **argv);

@@ -13,7 +13,7 @@ complain() {
 mapfile -t sources < <(git ls-files 'common/*.c' 'predictor/*.c' 'split-migrate/*.c' 'uffd-pager/*.c' 'subhost-server/*.c')
 mapfile -t all_c < <(git ls-files '*.c' '*.h' | grep -v '^qemu-patches/')
 mapfile -t scripts < <(git ls-files | while read -r f; do
-    [ -f "$f" ] && head -c 64 "$f" | grep -aqE '^#!.*(bash|/sh)' && echo "$f"
+    [ -f "$f" ] && head -c 128 "$f" | grep -aqE '^#!.*(bash|/sh)|shellcheck shell=' && echo "$f"
 done)
 
 # shellcheck disable=SC2016 # for the inner shell

@@ -63,37 +63,6 @@ def test_usage():
         run(*words, status=2)
 
 
-def test_every_option_is_in_the_manual():
-    with open(os.path.join(ROOT, "split-migrate", "split-migrate.1")) as file:
-        manual = file.read().replace("\\-", "-")
-    for verb in ("migrate", "enable", "check", "plan", "status", "abort", "pages"):
-        assert "\n.SS " + verb in manual, verb
-        section = manual.split("\n.SS " + verb)[1].split("\n.S")[0]
-        for option in re.findall(r"^ +--([a-z-]+)", run("help", verb)[0], re.M):
-            assert "--" + option in section, (verb, option)
-
-
-def test_every_key_is_in_the_manual_and_the_sample():
-    sample = os.path.join(ROOT, "split-migrate", "sample.policy")
-    with open(os.path.join(ROOT, "split-migrate", "split-migrate-policy.5")) as file:
-        manual = file.read().replace("\\-", "-")
-    with open(sample) as file:
-        keys = re.findall(r"^#? ?([a-z-]+) = ", file.read(), re.M)
-    assert len(set(keys)) == 15, sorted(set(keys))
-    for key in keys:
-        assert "\n.B %s\n" % key in manual or "\n.BR %s " % key in manual, key
-    # The sample is a good policy, also with every key uncommented.
-    with World() as world:
-        for uncomment in (False, True):
-            path = world.path("policy%d" % uncomment)
-            with open(sample) as file, open(path, "w") as copy:
-                text = file.read()
-                copy.write(re.sub(r"^# ?([a-z-]+ = )", r"\1", text, flags=re.M)
-                           if uncomment else text)
-            _, err = run("plan", "--policy", path, "qmp:/nonexistent", status=1)
-            assert err.startswith("error: source QEMU: "), err
-
-
 def test_no_policy():
     _, err = run("plan", "--policy", "/nonexistent", "qmp:/a", status=1)
     assert "'/nonexistent' cannot be read" in err
