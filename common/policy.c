@@ -32,6 +32,9 @@ const struct policy_key policy_keys[] = {
     {"migration", "downtime", MAIN(downtime_ms), 1, 2000000, POLICY_NUMBER, false},
     {"migration", "connections", MAIN(connections), 1, 16, POLICY_NUMBER, false},
     {"migration", "timeout", MAIN(timeout_s), 0, 604800, POLICY_NUMBER, false},
+    {"tls", "tls-certificates", MAIN(tls_certificates), 0, 0, POLICY_TEXT, false},
+    {"tls", "tls-psk", MAIN(tls_psk), 0, 0, POLICY_TEXT, false},
+    {"tls", "tls-username", MAIN(tls_username), 0, 0, POLICY_TEXT, false},
 };
 
 const size_t policy_n_keys = sizeof(policy_keys) / sizeof(policy_keys[0]);
@@ -138,6 +141,19 @@ static int policy_parse_mark(const struct policy_key *key, const char *value,
     return 0;
 }
 
+static int policy_parse_text(const struct policy_key *key, const char *value,
+                             char to[POLICY_TEXT_LEN], struct reason *reason)
+{
+    size_t length = strlen(value);
+
+    if (length == 0 || length >= POLICY_TEXT_LEN) {
+        return reason_set(reason, -EINVAL, "%s must have 1 to %d characters", key->name,
+                          POLICY_TEXT_LEN - 1);
+    }
+    memcpy(to, value, length + 1);
+    return 0;
+}
+
 static int policy_parse_predictor(struct policy *policy, const char *value, struct reason *reason)
 {
     char known[128] = "";
@@ -166,13 +182,19 @@ static int policy_parse_loss(char to[POLICY_WORD_LEN], const char *value, struct
 
 int policy_parse_uri(const char *uri, struct endpoint *endpoint, struct reason *reason)
 {
-    static const char scheme[] = "subhost://";
-    const char *rest = uri + strlen(scheme);
+    static const char *const schemes[] = {"subhost://", "subhost+tcp://", "subhost+tls://"};
+    enum { BY_HOST, TCP, TLS, NONE } transport = BY_HOST;
     char text[ENDPOINT_TEXT_LEN];
 
-    if (strncmp(uri, scheme, strlen(scheme)) != 0) {
+    while (transport < NONE && strncmp(uri, schemes[transport], strlen(schemes[transport])) != 0) {
+        transport++;
+    }
+    const char *rest = transport < NONE ? uri + strlen(schemes[transport]) : uri;
+    if (transport == NONE || (*rest == '/' && transport != BY_HOST)) {
         return reason_set(reason, -EINVAL,
-                          "uri '%.100s' must be subhost://HOST[:PORT] or subhost:///PATH", uri);
+                          "uri '%.80s' must be subhost://HOST[:PORT] or subhost:///PATH, or "
+                          "subhost+tls:// or subhost+tcp://HOST[:PORT]",
+                          uri);
     }
     if (*rest == '/') {
         snprintf(text, sizeof(text), "unix:%s", rest);
@@ -190,6 +212,10 @@ int policy_parse_uri(const char *uri, struct endpoint *endpoint, struct reason *
         snprintf(text, sizeof(text), "tcp:%s:%d", rest, POLICY_SUBHOST_PORT);
     }
     int err = endpoint_parse(text, endpoint, reason);
+    if (!err) {
+        endpoint->tls =
+            transport == TLS || (transport == BY_HOST && !endpoint_is_local(endpoint));
+    }
     if (!err && endpoint->port == 0) {
         err = reason_set(reason, -EINVAL, "uri '%.100s' must have a port from 1 to 65535", uri);
     }
@@ -233,6 +259,8 @@ int policy_set(struct policy *policy, struct policy_subhost *subhost, const stru
         return policy_parse_mark(key, value, to, reason);
     case POLICY_NUMBER:
         return policy_parse_number(key, value, to, reason);
+    case POLICY_TEXT:
+        return policy_parse_text(key, value, to, reason);
     case POLICY_PREDICTOR:
         return policy_parse_predictor(policy, value, reason);
     case POLICY_LOSS:

@@ -22,7 +22,8 @@
 #define POLICY_NAME_LEN 64
 #define POLICY_WORD_LEN 16
 #define POLICY_MAX_CHOICES 8
-#define POLICY_MAX_KEYS 24
+#define POLICY_TEXT_LEN 256
+#define POLICY_MAX_KEYS 28
 
 /* A watermark: bytes, or percent of the budget. */
 struct policy_mark {
@@ -62,6 +63,10 @@ struct policy {
     uint64_t downtime_ms;
     uint64_t connections;
     uint64_t timeout_s; /* 0: none */
+
+    char tls_certificates[POLICY_TEXT_LEN]; /* as in struct tls_config; "": not set */
+    char tls_psk[POLICY_TEXT_LEN];
+    char tls_username[POLICY_TEXT_LEN];
 
     unsigned n_subhosts;
     struct policy_subhost subhost[PAGEMAP_MAX_SUBHOSTS];
@@ -103,7 +108,11 @@ int policy_check(const struct policy *policy, struct reason *reason);
 /** policy_mark_bytes() - a watermark in bytes */
 uint64_t policy_mark_bytes(const struct policy *policy, const struct policy_mark *mark);
 
-/** policy_parse_uri() - subhost://HOST[:PORT] or subhost:///PATH. Return: 0 or -EINVAL, @reason. */
+/**
+ * policy_parse_uri() - subhost[+TRANSPORT]://HOST[:PORT] or subhost:///PATH
+ * As with libvirt, another host means TLS; +tcp means plaintext, +tls TLS also on this host.
+ * Return: 0 or -EINVAL, @reason.
+ */
 int policy_parse_uri(const char *uri, struct endpoint *endpoint, struct reason *reason);
 
 #endif

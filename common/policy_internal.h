@@ -9,7 +9,8 @@
 
 #define POLICY_SUBHOST "subhost"
 
-enum policy_type { POLICY_SIZE, POLICY_MARK, POLICY_NUMBER, POLICY_URI, POLICY_PREDICTOR, POLICY_LOSS };
+enum policy_type { POLICY_SIZE, POLICY_MARK, POLICY_NUMBER, POLICY_URI, POLICY_PREDICTOR, POLICY_LOSS,
+                   POLICY_TEXT };
 
 struct policy_key {
     const char *section;

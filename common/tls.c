@@ -40,7 +40,7 @@ struct tls {
     pthread_mutex_t lock;
     int fd;
     int timeout_ms; /* 0: none */
-    _Atomic bool more; /* the last receive filled what it was given */
+    _Atomic bool more; /* more may be in our buffers */
     bool dry;       /* the socket had nothing more */
     size_t taken;   /* plaintext of out that was not counted as sent yet */
     size_t in_at, in_have;
@@ -190,6 +190,7 @@ static int tls_handshake(struct tls *tls, uint64_t deadline_us, struct reason *r
             return tls_failed(tls, rc, reason);
         }
         if (!err && rc == GNUTLS_E_SUCCESS) {
+            atomic_store(&tls->more, true); /* what came with the handshake's end */
             return 0;
         }
         if (!err && tls_again(rc) && tls->in_at == tls->in_have) {

@@ -49,6 +49,10 @@ int hosts_reach(const char *text, const struct endpoint *control, char data[ENDP
     if (endpoint_is_local(&endpoint) && !endpoint_is_local(control)) {
         return -EINVAL;
     }
+    /* Who wants TLS for control has not typed that memory may go without. */
+    if (control->tls && endpoint_is_exposed(&endpoint)) {
+        return -EPERM;
+    }
     endpoint_format(&endpoint, data);
     return 0;
 }
@@ -58,16 +62,24 @@ int hosts_choose_data(const json_t *list, const struct endpoint *control,
 {
     /* A UNIX socket is the shorter way to a sub-host on the same host; hosts_reach() refuses
      * others'. */
-    for (int wants_unix = 1; wants_unix >= 0; wants_unix--) {
+    const char *const kinds[] = {control->tls ? "tls:" : "unix:", control->tls ? "unix:" : "tcp:",
+                                 control->tls ? "tcp:" : "tls:"};
+    int result = -EINVAL;
+
+    for (size_t kind = 0; kind < sizeof(kinds) / sizeof(kinds[0]); kind++) {
         for (size_t i = 0; i < json_array_size(list); i++) {
             const char *text = json_string_value(json_array_get(list, i));
-            if (text && (strncmp(text, "unix:", 5) == 0) == (wants_unix == 1) &&
-                hosts_reach(text, control, data) == 0) {
+            if (!text || strncmp(text, kinds[kind], strlen(kinds[kind])) != 0) {
+                continue;
+            }
+            int err = hosts_reach(text, control, data);
+            if (!err) {
                 return 0;
             }
+            result = err == -EPERM ? err : result;
         }
     }
-    return -EINVAL;
+    return result;
 }
 
 /* ---- pagers ---- */
@@ -168,10 +180,13 @@ int subhost_open(struct subhost *subhost, const struct policy_subhost *policy,
         return err;
     }
     subhost->free = hosts_bytes(status, "free");
-    if (hosts_choose_data(json_object_get(status, "data"), &policy->control, subhost->data) < 0) {
-        err = reason_set(reason, -EINVAL,
-                         "sub-host '%s' has no data address that other hosts can reach",
-                         policy->name);
+    err = hosts_choose_data(json_object_get(status, "data"), &policy->control, subhost->data);
+    if (err) {
+        reason_set(reason, err,
+                   err == -EPERM ? "sub-host '%s' serves memory without TLS only: start it with a "
+                                   "tls: address to --listen, or allow that by subhost+tcp://"
+                                 : "sub-host '%s' has no data address that other hosts can reach",
+                   policy->name);
     }
     json_decref(status);
     return err;

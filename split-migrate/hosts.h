@@ -79,12 +79,12 @@ void subhost_close(struct subhost *subhost);
  * hosts_reach() - a data address as other programs can use it
  * @text: what a daemon says it listens on; any-address is replaced by the host of @control, the
  *        address under which we reach that daemon
- * Return: 0, or -EINVAL if it is of no use for others.
+ * Return: 0, -EINVAL if it is of no use for others, -EPERM if it is not TLS and @control is.
  */
 int hosts_reach(const char *text, const struct endpoint *control, char data[ENDPOINT_TEXT_LEN]);
 
 /** hosts_choose_data() - the first address of a sub-host's list that fits how we reach it. Return:
- * 0 or -EINVAL. */
+ * 0, -EINVAL or -EPERM, as hosts_reach(). */
 int hosts_choose_data(const json_t *list, const struct endpoint *control,
                       char data[ENDPOINT_TEXT_LEN]);
 

@@ -6,7 +6,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum options_global_index { GLOBAL_CONNECT, GLOBAL_DEBUG, GLOBAL_HELP, GLOBAL_QUIET, GLOBAL_VERSION };
+enum options_global_index {
+    GLOBAL_CONNECT,
+    GLOBAL_DEBUG,
+    GLOBAL_HELP,
+    GLOBAL_QUIET,
+    GLOBAL_TLS_CERTIFICATES,
+    GLOBAL_TLS_PSK,
+    GLOBAL_TLS_USERNAME,
+    GLOBAL_VERSION,
+};
 
 const struct option_def options_global[] = {
     [GLOBAL_CONNECT] = {"connect", 'c', "URI", "the libvirt that has the domain, as virsh's -c"},
@@ -14,6 +23,11 @@ const struct option_def options_global[] = {
                       "write messages up to LEVEL: error, warning, info, debug (or 0 to 3)"},
     [GLOBAL_HELP] = {"help", 'h', NULL, "show this help, or that of the verb"},
     [GLOBAL_QUIET] = {"quiet", 'q', NULL, "leave out headers and chatter, never data"},
+    [GLOBAL_TLS_CERTIFICATES] = {"tls-certificates", 0, "DIR",
+                                 "certificates and keys for TLS (those of libvirt in /etc/pki)"},
+    [GLOBAL_TLS_PSK] = {"tls-psk", 0, "FILE", "keys for TLS, as psktool makes them"},
+    [GLOBAL_TLS_USERNAME] = {"tls-username", 0, "NAME",
+                             "whose key to use (the first of the file)"},
     [GLOBAL_VERSION] = {"version", 'v', NULL, "show the version"},
     {NULL, 0, NULL, NULL},
 };
@@ -113,6 +127,13 @@ static int options_parse_global(struct arguments *arguments, int argc, char *con
         }
         arguments->connect = i == GLOBAL_CONNECT ? value : arguments->connect;
         arguments->help |= i == GLOBAL_HELP;
+        const char **tls = i == GLOBAL_TLS_CERTIFICATES ? &arguments->tls.certificates
+                           : i == GLOBAL_TLS_PSK        ? &arguments->tls.psk
+                           : i == GLOBAL_TLS_USERNAME   ? &arguments->tls.username
+                                                        : NULL;
+        if (tls) {
+            *tls = value;
+        }
         arguments->quiet |= i == GLOBAL_QUIET;
         arguments->version |= i == GLOBAL_VERSION;
         int err = i == GLOBAL_DEBUG ? options_debug(arguments, value, reason) : 0;

@@ -12,6 +12,7 @@
 #include <stdio.h>
 
 #include "common/log.h"
+#include "common/tls.h"
 
 /* Exit statuses, as split-migrate(1) lists them. */
 enum {
@@ -49,6 +50,7 @@ struct arguments {
     bool quiet;
     bool help;
     bool version;
+    struct tls_config tls;
     const char *connect; /* libvirt's URI; NULL: not given */
     enum log_level debug;
     const char *option[OPTIONS_MAX]; /* by the verb's table; "" for an option without value */

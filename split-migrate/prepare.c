@@ -316,7 +316,11 @@ static int prepare_incoming(struct move *move, struct reason *reason)
         memcpy(move->main_export, name, strlen(name) + 1);
         if (move->destination.data[0]) {
             memcpy(move->main_data, move->destination.data, sizeof(move->main_data));
-        } else if (hosts_reach(data, &move->destination.pager, move->main_data) < 0) {
+        } else if ((err = hosts_reach(data, &move->destination.pager, move->main_data)) == -EPERM) {
+            reason_set(reason, err,
+                       "main host's pager receives memory without TLS: add listen=tls::PORT to "
+                       "the destination, or start it with such a --data");
+        } else if (err) {
             err = reason_set(reason, -EINVAL,
                              "main host's pager listens for data at '%.80s', which other hosts "
                              "cannot reach: add listen=tcp::PORT to the destination",

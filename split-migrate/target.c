@@ -162,6 +162,10 @@ void target_set_uri(struct target *target, const char *uri)
 
     snprintf(target->uri, sizeof(target->uri), "%s", uri);
     target_uri_host(uri, pager.host, sizeof(pager.host));
+    /* As in the URI: another host means TLS, unless the transport is written, and is tcp. */
+    size_t scheme = strcspn(uri, ":");
+    bool tcp = scheme > 4 && strncmp(uri + scheme - 4, "+tcp", 4) == 0;
+    pager.tls = !tcp && !endpoint_is_local(&pager);
     if (!target->pager_given && pager.host[0]) {
         target->pager = pager;
     }

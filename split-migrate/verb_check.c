@@ -372,7 +372,9 @@ int verb_check(const struct arguments *arguments)
         output_error("check looks at libvirt's domains, and '%.100s' is none", arguments->word[0]);
         status = EXIT_USAGE;
     }
-    if (status == EXIT_OK && file && policy_load(&move->policy, file, &reason) < 0) {
+    if (status == EXIT_OK && file &&
+        (policy_load(&move->policy, file, &reason) < 0 ||
+         verbs_tls(&move->policy, arguments, &reason) < 0)) {
         output_error("%s", reason.text);
         status = EXIT_UNCHANGED;
     }

@@ -49,7 +49,7 @@ static void pages_uri(const json_t *subhost, char uri[PAGES_URI_LEN])
         snprintf(uri, PAGES_URI_LEN, "nbd+unix:///%.500s?socket=%s", name, endpoint.host);
     } else {
         bool v6 = strchr(endpoint.host, ':') != NULL;
-        snprintf(uri, PAGES_URI_LEN, "nbd://%s%s%s:%u/%.500s", v6 ? "[" : "", endpoint.host,
+        snprintf(uri, PAGES_URI_LEN, "%s://%s%s%s:%u/%.500s", endpoint.tls ? "nbds" : "nbd", v6 ? "[" : "", endpoint.host,
                  v6 ? "]" : "", endpoint.port, name);
     }
 }

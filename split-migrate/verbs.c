@@ -161,6 +161,19 @@ int verbs_targets(struct move *move, const struct arguments *arguments)
     return EXIT_OK;
 }
 
+int verbs_tls(const struct policy *policy, const struct arguments *arguments,
+              struct reason *reason)
+{
+    struct tls_config tls = {
+        .certificates = policy->tls_certificates[0] ? policy->tls_certificates : NULL,
+        .psk = policy->tls_psk[0] ? policy->tls_psk : NULL,
+        .username = policy->tls_username[0] ? policy->tls_username : NULL,
+    };
+    bool typed = arguments->tls.certificates || arguments->tls.psk;
+
+    return typed ? 0 : tls_configure(&tls, reason);
+}
+
 int verbs_policy(struct policy *policy, const struct arguments *arguments)
 {
     const char *file = options_get(arguments, "policy");
@@ -179,6 +192,9 @@ int verbs_policy(struct policy *policy, const struct arguments *arguments)
         }
         if (!err) {
             err = policy_check(policy, &reason);
+        }
+        if (!err) {
+            err = verbs_tls(policy, arguments, &reason);
         }
     } else {
         err = reason_set(&reason, -ENOENT,
@@ -332,6 +348,10 @@ int verbs_main(int argc, char **argv)
     if (arguments.help) {
         options_usage(stdout, verbs_table);
         return EXIT_OK;
+    }
+    if (tls_configure(&arguments.tls, &reason) < 0) {
+        output_error("%s", reason.text);
+        return EXIT_USAGE;
     }
     return arguments.verb->run(&arguments);
 }

@@ -64,6 +64,14 @@ int verbs_policy(struct policy *policy, const struct arguments *arguments);
 
 /**
  * verbs_look() - connect to the pager of the guest that the first word names; the verb has --pager
+ * verbs_tls() - the TLS identity of the policy, unless one was typed
+ * Return: 0, or -EINVAL with a sentence in @reason.
+ */
+int verbs_tls(const struct policy *policy, const struct arguments *arguments,
+              struct reason *reason);
+
+/**
+ * verbs_look() - connect to the pager of the guest that the first word names
  * Return: 0 with pager->uuid set, or an exit status after having written the error.
  */
 int verbs_look(struct pager *pager, const struct arguments *arguments);

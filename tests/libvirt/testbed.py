@@ -404,7 +404,7 @@ class Testbed:
     def policy(self, budget, memory=None):
         lines = ["[main]", "budget = %dKiB" % (budget // 1024)]
         for host in self.subhosts:
-            lines += ["[subhost %s]" % host.name, "uri = subhost://%s:%d" % (host.address, SUBHOST_PORT),
+            lines += ["[subhost %s]" % host.name, "uri = subhost+tcp://%s:%d" % (host.address, SUBHOST_PORT),
                       "memory = %dKiB" % ((memory or host.memory) // 1024)]
         path = os.path.join(self.dir, "policy.ini")
         with open(path, "w") as file:

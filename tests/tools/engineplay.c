@@ -27,6 +27,7 @@
 #include "common/nbd_client.h"
 #include "tests/tools/playguest.h"
 #include "uffd-pager/engine.h"
+#include "tests/tools/tlsenv.h"
 
 #define MAX_RANGES 600u
 
@@ -640,6 +641,9 @@ int main(int argc, char **argv)
 
     signal(SIGPIPE, SIG_IGN);
     parse(argc, argv, sizes, &n_sizes, &seed);
+    if (tls_from_environment(&reason) < 0) {
+        die("TLS", reason.text);
+    }
     play = play_new(seed, sizes, n_sizes ? n_sizes : 1, NULL);
     monitor = play_shared(sizeof(*monitor));
     guest_begin();

@@ -24,6 +24,7 @@
 
 #include "common/nbd_client.h"
 #include "common/units.h"
+#include "tests/tools/tlsenv.h"
 
 #define REPLY_BYTES (sizeof(struct nbd_simple_reply) + PAGE_BYTES)
 
@@ -206,7 +207,10 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: nbdtool ADDR EXPORT VERB [OFFSET LENGTH]\n");
         return 2;
     }
-    int err = endpoint_parse(argv[1], &endpoint, &reason);
+    int err = tls_from_environment(&reason);
+    if (!err) {
+        err = endpoint_parse(argv[1], &endpoint, &reason);
+    }
     if (!err) {
         err = nbd_client_connect(&client, &endpoint, argv[2], 5000, &reason);
     }

@@ -15,7 +15,7 @@
 static void addresses_go_round(void **state)
 {
     static const char *const good[] = {"unix:/run/x.sock", "tcp:127.0.0.1:80", "tcp:[::1]:10809",
-                                       "tcp::0", "tcp:host.example:65535"};
+                                       "tcp::0", "tcp:host.example:65535", "tls:host:1", "tls:[::]:0"};
     struct endpoint endpoint;
     struct reason reason;
     char text[ENDPOINT_TEXT_LEN];
@@ -30,7 +30,7 @@ static void addresses_go_round(void **state)
 static void bad_addresses_are_named(void **state)
 {
     static const char *const bad[] = {"", "x", "unix:", "tcp:", "tcp:host", "tcp:host:", "tcp:host:x", "tcp:host:65536",
-                                      "tcp:host:-1", "tcp:::1:80", "http://x:1", "tcp:h: 1"};
+                                      "tcp:host:-1", "tcp:::1:80", "tls:host", "tls:::1:80", "tls", "http://x:1", "tcp:h: 1"};
     struct endpoint endpoint;
 
     (void)state;
@@ -59,6 +59,9 @@ static void only_loopback_is_local(void **state)
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         assert_int_equal(endpoint_parse(cases[i].text, &endpoint, &reason), 0);
         assert_int_equal(endpoint_is_local(&endpoint), cases[i].local);
+        assert_int_equal(endpoint_is_exposed(&endpoint), !cases[i].local);
+        endpoint.tls = true;
+        assert_false(endpoint_is_exposed(&endpoint));
     }
 }
 

@@ -114,10 +114,13 @@ static void libvirt_targets(void **state)
         {"qemu:///system", TARGET_DEFAULT_PAGER},
         {"qemu+unix:///system?socket=/run/x.sock", TARGET_DEFAULT_PAGER},
         {"qemu+tcp://localhost/system", TARGET_DEFAULT_PAGER},
-        {"qemu+ssh://root@host.example/system", "tcp:host.example:10811"},
-        {"qemu+ssh://root@host.example:22/system?keyfile=/a@b", "tcp:host.example:10811"},
-        {"qemu+tls://[2001:db8::7]:16514/system", "tcp:[2001:db8::7]:10811"},
-        {"qemu://host", "tcp:host:10811"},
+        {"qemu+tcp://host.example/system", "tcp:host.example:10811"},
+        {"qemu+tcp://[2001:db8::7]/system", "tcp:[2001:db8::7]:10811"},
+        {"qemu://127.0.0.1/system", "tcp:127.0.0.1:10811"},
+        {"qemu+ssh://root@host.example/system", "tls:host.example:10811"},
+        {"qemu+ssh://root@host.example:22/system?keyfile=/a@b", "tls:host.example:10811"},
+        {"qemu+tls://[2001:db8::7]:16514/system", "tls:[2001:db8::7]:10811"},
+        {"qemu://host", "tls:host:10811"},
     };
     struct target t;
     char text[ENDPOINT_TEXT_LEN];

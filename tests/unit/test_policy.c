@@ -273,6 +273,20 @@ static void uris(void **state)
     assert_int_equal(endpoint.port, 7);
     assert_int_equal(policy_parse_uri("subhost:///a/b.sock", &endpoint, NULL), 0);
     assert_string_equal(endpoint.host, "/a/b.sock");
+    static const struct {
+        const char *uri;
+        bool tls;
+    } rows[] = {
+        {"subhost://far.example", true},      {"subhost://127.0.0.1", false},
+        {"subhost+tcp://far.example", false}, {"subhost+tls://127.0.0.1", true},
+        {"subhost+tls://[fd00::1]:5", true},  {"subhost:///run/a.sock", false},
+    };
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        assert_int_equal(policy_parse_uri(rows[i].uri, &endpoint, NULL), 0);
+        assert_int_equal(endpoint.tls, rows[i].tls);
+    }
+    assert_true(policy_parse_uri("subhost+ssh://a", &endpoint, NULL) < 0);
+    assert_true(policy_parse_uri("subhost+tls:///run/a.sock", &endpoint, NULL) < 0);
     assert_true(policy_parse_uri("subhost:/a", &endpoint, NULL) < 0);
     assert_true(policy_parse_uri("subhost://u@h", &endpoint, NULL) < 0);
     assert_true(policy_parse_uri("subhost://a:1:2", &endpoint, NULL) < 0);
