@@ -1,125 +1,154 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""make bench-migrate: total time of ours, of stock QEMU's ways, and of the floor, in one run.
+"""make bench-migrate: moving a guest our way, stock QEMU's ways, and the floor, in one run.
 
-The guest declares 4 GiB and has 2 GiB of random bytes in it (BENCH_FILL_MIB); its vCPU is stopped, so that all
-ways send the same.  Each is run BENCH_RUNS times (3), in turn, and medians are compared, because the
-machine drifts.  The floor is what the same bytes take from a memfd through one TCP connection into
-a fresh memfd (bench/mover_floor.c).  Rows go to BUILD/bench-migrate.json.
+    BENCH_RUNS=5 BENCH_FILL_MIB=2048 BENCH_PARTS=random,sparse,writing,downtime make bench-migrate
+
+random     a stopped guest with 2 GiB of random bytes: total time and CPU, against pre-copy,
+           multifd 2, 4 and 8, and the floor (bench/mover_floor.c)
+sparse     a 4 GiB guest that uses some 190 MiB
+writing    a guest that rewrites pages at 10, 30 and 60 % of a 400 MiB/s link: total time, MiB sent
+downtime   20 moves of a running 512 MiB guest, ours and pre-copy with its default limit: p50 and max
+
+The ways take turns, and another one begins each time, because the machine drifts; medians are
+compared.  Rows go to BUILD/bench-migrate.json.
 """
 
 import json
 import os
-import re
 import statistics
-import subprocess
 import sys
 import time
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tests", "lib"))
-from cluster import *  # noqa: F401,F403,E402
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from movekit import *  # noqa: F401,F403,E402
 
-RUNS = int(os.environ.get("BENCH_RUNS", "3"))
+RUNS = int(os.environ.get("BENCH_RUNS", "5"))
 FILL = int(os.environ.get("BENCH_FILL_MIB", "2048")) * MIB
-RAM = 2 * FILL
-UNLIMITED = 1 << 50
+PARTS = os.environ.get("BENCH_PARTS", "random,sparse,writing,downtime").split(",")
+LINK = 400 * MIB
+rows = []
 
 
-def fill(guest):
-    """Half of the guest's memory, from 16 MiB on, gets random bytes (a 64 MiB block, varied)."""
-    folder = "/proc/%d/fd" % guest.pid
-    name = next(n for n in os.listdir(folder)
-                if os.readlink(os.path.join(folder, n)).startswith("/memfd:memory-backend"))
-    fd = os.open(os.path.join(folder, name), os.O_RDWR)
-    block = bytearray(os.urandom(64 * MIB))
-    for i in range(FILL // len(block)):
-        block[i * PAGE:i * PAGE + 8] = os.urandom(8)
-        os.pwrite(fd, block, 16 * MIB + i * len(block))
-    os.close(fd)
+def row(name, ours, peer, floor, unit, ratio, target, met):
+    rows.append({"name": name, "ours": round(ours, 3), "peer": round(peer, 3),
+                 "floor": floor and round(floor, 3), "unit": unit, "ratio": round(ratio, 3),
+                 "target": target, "met": met})
 
 
-def wait_migrated(guest):
-    def done():
-        info = guest.qmp("query-migrate")
-        if info.get("status") in ("failed", "cancelled"):
-            raise Failure("stock migration %s: %s" % (info["status"], info.get("error-desc")))
-        return info if info.get("status") == "completed" else None
-    return wait_until("the migration's end", 120, done)
+def against(name, ours, peer, unit, target, floor=None):
+    """A row in which less is better, at most @target times the peer's."""
+    row(name, ours, peer, floor, unit, ours / peer if peer else 0.0, target,
+        ours <= target * peer)
 
 
-def stock(cluster, channels):
-    source = cluster.guest("src", None, RAM, kernel=False, paused=True)
-    destination = cluster.guest("dst", None, RAM, kernel=False, incoming=True)
-    fill(source)
-    for guest in (source, destination):
-        guest.qmp("migrate-set-capabilities",
-                  capabilities=[{"capability": "multifd", "state": channels > 0}])
-        guest.qmp("migrate-set-parameters", multifd_channels=max(channels, 1),
-                  max_bandwidth=UNLIMITED)
-    destination.qmp("migrate-incoming", uri="tcp:127.0.0.1:0")
-    port = destination.qmp("query-migrate")["socket-address"][0]["port"]
-    source.qmp("migrate", uri="tcp:127.0.0.1:%s" % port)
-    info = wait_migrated(source)
-    return info["total-time"], info["downtime"]
+def turns(ways, runs, once):
+    """@once(way) for each way, @runs times; the order rotates.  Return: {way: [result]}."""
+    results = {way: [] for way in ways}
+    for run in range(runs):
+        for i in range(len(ways)):
+            way = ways[(run + i) % len(ways)]
+            result = once(way)
+            results[way].append(result)
+            print("  %-10s %7.0f ms   downtime %5.0f ms   %6.0f MiB   %6.2f CPU s" % (
+                way, result["total"], result["downtime"], result["sent"], result["cpu"]), flush=True)
+    return results
 
 
-def ours(cluster):
-    for _ in range(2):
-        cluster.subhost(FILL)
-    source_pager, main_pager = cluster.pager("source"), cluster.pager("main")
-    source = cluster.guest("src", source_pager, RAM, kernel=False, paused=True)
-    destination = cluster.guest("dst", main_pager, RAM, kernel=False, incoming=True)
-    fill(source)
-    result = cluster.migrate(source, destination, cluster.policy(FILL // 2))
-    return result["total_time_ms"], result["downtime_ms"]
+def median(results, way, what):
+    return statistics.median(result[what] for result in results[way])
 
 
-def floor():
-    """The best way found from a memfd through one TCP connection into a fresh memfd, in ms."""
-    out = subprocess.run([os.path.join(BUILD, "bin/mover-floor"), str(FILL // MIB)],
-                         check=True, capture_output=True, text=True).stdout
-    rates = [float(rate) for line, rate in re.findall(r"^(.*?)\s+([\d.]+) MiB/s", out, re.M)
-             if "discard" not in line]
-    return FILL / MIB / max(rates) * 1000
-
-
-def timed(name, function, *arguments):
+def moved(way, ram, budget, lend, prepare, bandwidth=UNLIMITED, **guest):
     with Cluster() as cluster:
-        total, downtime = function(cluster, *arguments)
-    print("  %-24s %7.0f ms   downtime %5.0f ms" % (name, total, downtime), flush=True)
-    return total
+        move = Move(cluster, way, ram, budget, lend, prepare, **guest)
+        result = move.run(bandwidth)
+        if guest.get("kernel", True):
+            move.destination.expect_sweep()
+            move.destination.check_clean()
+        return result
 
 
-def bench():
-    times = {"ours": [], "precopy": [], "multifd-2": [], "floor": []}
-    for run in range(RUNS):
-        print("run %d of %d, %d MiB of random bytes" % (run + 1, RUNS, FILL // MIB), flush=True)
-        times["ours"].append(timed("split-migrate", ours))
-        times["precopy"].append(timed("QEMU pre-copy", stock, 0))
-        times["multifd-2"].append(timed("QEMU multifd, 2 channels", stock, 2))
-        times["floor"].append(floor())
-        print("  %-24s %7.0f ms" % ("floor", times["floor"][-1]), flush=True)
-    middle = {name: statistics.median(values) for name, values in times.items()}
-    rows = []
-    for peer, target in (("precopy", 1.0), ("multifd-2", 1.0)):
-        ratio = middle["ours"] / middle[peer]
-        rows.append({"name": "total-time-vs-" + peer, "ours": middle["ours"], "peer": middle[peer],
-                     "floor": middle["floor"], "unit": "ms", "ratio": round(ratio, 3),
-                     "target": target, "met": ratio < target})
-    print("\n%-28s %10s %10s %10s %8s %8s" % ("median", "ours ms", "peer ms", "floor ms", "ratio", "target"))
-    for row in rows:
-        print("%-28s %10.0f %10.0f %10.0f %8.3f  < %.2f  %s" % (
-            row["name"], row["ours"], row["peer"], row["floor"], row["ratio"], row["target"],
-            "met" if row["met"] else "NOT MET"))
-    print("ours against the floor: %.2f of its rate" % (middle["floor"] / middle["ours"]))
+def part_random():
+    print("%d MiB of random bytes in a guest of %d MiB" % (FILL // MIB, 2 * FILL // MIB))
+    floors = []
+
+    def once(way):
+        if way == "floor":
+            floors.append(floor_ms(FILL // MIB))
+            return {"total": floors[-1], "downtime": 0, "sent": FILL // MIB, "cpu": 0}
+        return moved(way, 2 * FILL, FILL // 2, FILL, lambda guest: fill_random(guest, FILL),
+                     kernel=False, paused=True)
+    results = turns(["ours"] + list(STOCK) + ["floor"], RUNS, once)
+    floor, ours = statistics.median(floors), median(results, "ours", "total")
+    for way in STOCK:
+        against("total-time-vs-" + way, ours, median(results, way, "total"), "ms", 1.0, floor)
+    best = min(median(results, way, "total") for way in STOCK)
+    against("total-time-vs-best-of-stock", ours, best, "ms", round(1 / 3, 3), floor)
+    row("rate-vs-floor", FILL / MIB / ours * 1000, FILL / MIB / best * 1000, FILL / MIB / floor * 1000,
+        "MiB/s", floor / ours, 0.85, floor / ours >= 0.85)
+    against("cpu-per-gib", median(results, "ours", "cpu") / FILL * 1024 * MIB,
+            min(median(results, way, "cpu") for way in STOCK) / FILL * 1024 * MIB, "s", 1.0)
+
+
+def part_sparse():
+    print("4096 MiB declared, some 190 MiB used")
+
+    def ready(guest):
+        guest.wait_log("memguest: ready", 120)
+    results = turns(["ours"] + list(STOCK), RUNS, lambda way: moved(
+        way, 4096 * MIB, 64 * MIB, 512 * MIB, ready,
+        append="mem=1G memguest.size=96M memguest.rate=1000"))
+    against("sparse-4gib-vs-best-of-stock", median(results, "ours", "total"),
+            min(median(results, way, "total") for way in STOCK), "ms", 0.125)
+
+
+def part_writing():
+    def ready(guest):
+        guest.wait_log("memguest: ready", 120)
+    for percent in (10, 30, 60):
+        rate = LINK // PAGE * percent // 100
+        print("a guest that rewrites %d MiB/s, link %d MiB/s" % (rate * PAGE // MIB, LINK // MIB))
+        results = turns(["ours", "precopy", "multifd-2"], RUNS, lambda way: moved(
+            way, 1024 * MIB, 384 * MIB, 1024 * MIB, ready, LINK,
+            append="memguest.size=640M memguest.hot=100 memguest.write=100 memguest.rate=%d" % rate))
+        for what, unit in (("total", "ms"), ("sent", "MiB")):
+            best = min(median(results, way, what) for way in ("precopy", "multifd-2"))
+            against("writing-%d%%-%s" % (percent, what), median(results, "ours", what), best, unit, 1.0)
+
+
+def part_downtime():
+    print("downtime of a running 512 MiB guest")
+
+    def ready(guest):
+        guest.wait_log("memguest: ready", 120)
+    results = turns(["ours", "precopy"], 20, lambda way: moved(
+        way, 512 * MIB, 256 * MIB, 512 * MIB, ready,
+        append="memguest.size=320M memguest.hot=20 memguest.write=30 memguest.rate=4000"))
+    most = max(result["downtime"] for result in results["ours"])
+    against("downtime-p50", median(results, "ours", "downtime"), median(results, "precopy", "downtime"),
+            "ms", 0.5)
+    against("downtime-max", most, max(result["downtime"] for result in results["precopy"]), "ms", 0.5)
+    row("downtime-max-below", most, 60, None, "ms", most / 60, 1.0, most < 60)
+
+
+def show():
+    print("\n%-32s %10s %10s %10s %6s %7s %7s" % ("median", "ours", "peer", "floor", "unit", "ratio", "target"))
+    for r in rows:
+        print("%-32s %10.1f %10.1f %10s %6s %7.3f %7.3f  %s" % (
+            r["name"], r["ours"], r["peer"], "%.1f" % r["floor"] if r["floor"] else "-", r["unit"],
+            r["ratio"], r["target"], "met" if r["met"] else "NOT MET"))
     with open(os.path.join(BUILD, "bench-migrate.json"), "w") as file:
         json.dump(rows, file, indent=2)
         file.write("\n")
 
 
-start_ = time.monotonic()
+start = time.monotonic()
 try:
-    bench()
+    for part in PARTS:
+        {"random": part_random, "sparse": part_sparse, "writing": part_writing,
+         "downtime": part_downtime}[part]()
+    show()
 except (Failure, subprocess.CalledProcessError) as failure:
     print("bench-migrate: %s" % failure)
     sys.exit(1)
-print("(%.0f s)" % (time.monotonic() - start_))
+print("(%.0f s)" % (time.monotonic() - start))

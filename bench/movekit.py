@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the benchmarks of moving share: one move by each way, and what it cost.
+
+A move is measured as a dictionary: total and downtime in ms, sent in MiB, cpu in seconds of all
+processes that took part (QEMUs, pagers, movers, sub-hosts, the controller), from /proc.
+"""
+
+import os
+import re
+import resource
+import subprocess
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tests", "lib"))
+from cluster import *  # noqa: F401,F403,E402
+
+UNLIMITED = 1 << 50
+TICK = os.sysconf("SC_CLK_TCK")
+STOCK = {"precopy": 0, "multifd-2": 2, "multifd-4": 4, "multifd-8": 8}
+
+
+def cpu_seconds(cluster):
+    """CPU time of all that runs for the cluster; a mover counts with its worker, which waits for it."""
+    ticks = 0
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open("/proc/%s/cmdline" % pid, "rb") as file:
+                if cluster.dir.encode() not in file.read():
+                    continue
+            with open("/proc/%s/stat" % pid) as file:
+                fields = file.read().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        ticks += sum(int(field) for field in fields[11:15])
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return ticks / TICK + children.ru_utime + children.ru_stime
+
+
+def wait_migrated(guest, seconds=300):
+    def done():
+        info = guest.qmp("query-migrate")
+        if info.get("status") in ("failed", "cancelled"):
+            raise Failure("stock migration %s: %s" % (info["status"], info.get("error-desc")))
+        return info if info.get("status") == "completed" else None
+    return wait_until("the migration's end", seconds, done)
+
+
+class Move:
+    """Guests on both sides, ready to be moved once."""
+
+    def __init__(self, cluster, way, ram, budget, lend, prepare, **guest):
+        """@way: "ours" or a name in STOCK; @prepare(source): puts something into the source."""
+        self.cluster, self.way = cluster, way
+        pagers = (None, None)
+        if way == "ours":
+            for _ in range(2):
+                cluster.subhost(lend)
+            pagers = (cluster.pager("source"), cluster.pager("main"))
+            self.policy = cluster.policy(budget)
+        self.source = cluster.guest("src", pagers[0], ram, **guest)
+        # A destination runs what arrives; it needs no kernel of its own.
+        arrival = {key: value for key, value in guest.items() if key not in ("append", "paused")}
+        self.destination = cluster.guest("dst", pagers[1], ram, incoming=True, **arrival)
+        prepare(self.source)
+
+    def run(self, bandwidth=UNLIMITED):
+        """@bandwidth: bytes a second at most.  Return: the measured move."""
+        before = cpu_seconds(self.cluster)
+        if self.way == "ours":
+            more = ["--keep-source"]  # its CPU time is read afterwards
+            if bandwidth < UNLIMITED:
+                more += ["--bandwidth", "%dKiB" % (bandwidth // 1024)]
+            info = self.cluster.migrate(self.source, self.destination, self.policy, *more)
+            result = {"total": info["total_time_ms"], "downtime": info["downtime_ms"],
+                      "sent": info["wire_bytes"] / MIB}
+        else:
+            info = self._stock(STOCK[self.way], bandwidth)
+            result = {"total": info["total-time"], "downtime": info["downtime"],
+                      "sent": info["ram"]["transferred"] / MIB}
+        result["cpu"] = cpu_seconds(self.cluster) - before
+        return result
+
+    def _stock(self, channels, bandwidth):
+        for guest in (self.source, self.destination):
+            guest.qmp("migrate-set-capabilities",
+                      capabilities=[{"capability": "multifd", "state": channels > 0}])
+            guest.qmp("migrate-set-parameters", multifd_channels=max(channels, 1),
+                      max_bandwidth=bandwidth)
+        self.destination.qmp("migrate-incoming", uri="tcp:127.0.0.1:0")
+        port = self.destination.qmp("query-migrate")["socket-address"][0]["port"]
+        self.source.qmp("migrate", uri="tcp:127.0.0.1:%s" % port)
+        return wait_migrated(self.source)
+
+
+def fill_random(guest, length):
+    """@length bytes from 16 MiB on get random bytes (a 64 MiB block, varied)."""
+    folder = "/proc/%d/fd" % guest.pid
+    name = next(n for n in os.listdir(folder)
+                if os.readlink(os.path.join(folder, n)).startswith("/memfd:memory-backend"))
+    fd = os.open(os.path.join(folder, name), os.O_RDWR)
+    block = bytearray(os.urandom(64 * MIB))
+    for i in range(length // len(block)):
+        block[i * PAGE:i * PAGE + 8] = os.urandom(8)
+        os.pwrite(fd, block, 16 * MIB + i * len(block))
+    os.close(fd)
+
+
+def floor_ms(mib):
+    """The best way found from a memfd through one TCP connection into a fresh memfd, in ms."""
+    out = subprocess.run([os.path.join(BUILD, "bin/mover-floor"), str(mib)],
+                         check=True, capture_output=True, text=True).stdout
+    rates = [float(rate) for line, rate in re.findall(r"^(.*?)\s+([\d.]+) MiB/s", out, re.M)
+             if "discard" not in line]
+    return mib / max(rates) * 1000
+
+
+__all__ = [name for name in dir() if not name.startswith("_")]
