@@ -168,6 +168,15 @@ const char *heatmap_name(const struct heatmap *map, int place)
     return place == HEATMAP_MAIN ? "main" : map->name[place - 1];
 }
 
+const char *heatmap_label(uint64_t bytes, char text[32])
+{
+    bool whole = bytes % GIB == 0;
+
+    snprintf(text, 32, "%llu %s", (unsigned long long)(bytes / (whole ? GIB : MIB)),
+             whole ? "GiB" : "MiB");
+    return text;
+}
+
 json_t *heatmap_json(const struct heatmap *map)
 {
     json_t *resident = json_array();

@@ -47,6 +47,9 @@ uint64_t heatmap_total(const struct heatmap *map, int place);
 /** heatmap_name() - of a place */
 const char *heatmap_name(const struct heatmap *map, int place);
 
+/** heatmap_label() - an address exactly, in GiB or MiB. Return: @text. */
+const char *heatmap_label(uint64_t bytes, char text[32]);
+
 /** heatmap_json() - a new object: arrays with an entry for each chunk */
 json_t *heatmap_json(const struct heatmap *map);
 

@@ -81,7 +81,7 @@ static void draw_label(uint64_t bytes)
 {
     char text[32];
 
-    printf("%*s ", DRAW_LABEL - 2, units_format_size(bytes, text, sizeof(text)));
+    printf("%*s ", DRAW_LABEL - 2, heatmap_label(bytes, text));
 }
 
 static void draw_row_colors(const struct draw *draw, const struct heatmap *map, uint64_t first)

@@ -138,7 +138,7 @@ static void svg_rows(const struct heatmap *map, uint64_t step, unsigned columns,
         if (row % label_rows == 0) {
             fprintf(to, "<text x=\"%u\" y=\"%u\" text-anchor=\"end\">%s</text>\n", SVG_LEFT - 8,
                     y + side / 2 + 4,
-                    units_format_size(at * step * CHUNK_BYTES, size, sizeof(size)));
+                    heatmap_label(at * step * CHUNK_BYTES, size));
         }
         fprintf(to, "<rect x=\"%u\" y=\"%u\" width=\"%u\" height=\"%u\" fill=\"#eceff1\"/>\n",
                 SVG_LEFT, y, n * side - 1, side - 1);

@@ -119,7 +119,7 @@ def check_rates(look, guest):
 def check_pictures(look, cluster):
     path = os.path.join(cluster.dir, "heat.svg")
     drawn = look.run("pages", "--heatmap", "--svg", path, look.domain)
-    places = "".join(re.findall(r"^ +0 B ([M12-]+)$", drawn, re.M))
+    places = "".join(re.findall(r"^ +0 GiB ([M12-]+)$", drawn, re.M))
     expect(len(places) == FLAT // (2 * MIB) and set(places) >= {"M", "2"}, drawn)
     expect("1 suba" in drawn and "a cell is 2 MiB" in drawn and "\033" not in drawn, drawn)
     root = xml.etree.ElementTree.parse(path).getroot()
