@@ -190,22 +190,54 @@ static void place_home(struct engine *engine, uint64_t slab)
     }
 }
 
-/* The mover has named a sub-host for every chunk; where none of its pages went, choose later. */
-static void place_forget(struct engine *engine, uint64_t chunk)
+static bool place_is_used(const struct engine *engine, uint64_t chunk)
 {
-    struct pagemap_counts counts;
+    uint64_t page = chunk * CHUNK_PAGES;
+    uint64_t end = page + CHUNK_PAGES < engine->map->n_pages ? page + CHUNK_PAGES
+                                                             : engine->map->n_pages;
 
-    pagemap_count(engine->map, chunk * CHUNK_PAGES, CHUNK_PAGES, &counts);
-    if (counts.remote + counts.clean == 0) {
+    for (; page < end; page++) {
+        uint8_t state = page_state(pagemap_get(engine->map, page));
+        if (state == PAGE_REMOTE || state == PAGE_CLEAN) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void place_forget(struct engine *engine, uint64_t first, uint64_t end)
+{
+    for (uint64_t chunk = first; chunk < end; chunk++) {
         atomic_store_explicit(&engine->map->subhost[chunk], (uint8_t)PAGEMAP_NO_SUBHOST,
                               memory_order_relaxed);
     }
 }
 
+/*
+ * The mover has named a sub-host for every chunk; where none of its pages went, choose later.
+ * This is in the guest's downtime: what the guest never had is not looked at.
+ */
+static void place_forget_unused(struct engine *engine)
+{
+    uint64_t chunk = 0;
+    uint64_t end;
+
+    for (uint64_t page = 0; pagemap_extent(engine->map, &page, &end); page = end) {
+        uint64_t used = page / CHUNK_PAGES;
+        place_forget(engine, chunk, used);
+        for (chunk = used; chunk * CHUNK_PAGES < end; chunk++) {
+            if (!place_is_used(engine, chunk)) {
+                place_forget(engine, chunk, chunk + 1);
+            }
+        }
+    }
+    place_forget(engine, chunk, engine->map->n_chunks);
+}
+
 void place_begin(struct engine *engine, bool fresh)
 {
-    for (uint64_t chunk = 0; fresh && chunk < engine->map->n_chunks; chunk++) {
-        place_forget(engine, chunk);
+    if (fresh) {
+        place_forget_unused(engine);
     }
     for (uint64_t slab = 0; slab < engine->map->n_slabs; slab++) {
         uint8_t home = atomic_load_explicit(&engine->map->slab[slab].home[0], memory_order_relaxed);
