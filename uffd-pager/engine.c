@@ -334,7 +334,7 @@ static uint8_t engine_seize(struct engine *engine, uint64_t page)
     return PAGE_LOST;
 }
 
-static void engine_want_trim(struct engine *engine, uint64_t page)
+void engine_want_trim(struct engine *engine, uint64_t page)
 {
     uint64_t bit = (uint64_t)1 << (page % 64);
 

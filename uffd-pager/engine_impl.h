@@ -50,7 +50,7 @@
 
 /* engine.chunk_flags */
 #define CHUNK_FENCED 0x01u  /* an old WRITE or TRIM may still land on the sub-host: do not page out */
-#define CHUNK_TRIM 0x02u    /* discarded pages are still to be trimmed: do not page out */
+#define CHUNK_TRIM 0x02u    /* there are bits in engine.trim: pages that must not be paged out */
 #define CHUNK_SAMPLED 0x04u /* zapped, and not seen accessed since */
 #define CHUNK_MAP 0x08u     /* accessed after the zap: map the rest of it */
 
@@ -115,6 +115,12 @@ void engine_buffer_free(void *buffer, size_t size);
 
 /** engine_kick() - write an eventfd */
 void engine_kick(int fd);
+
+/**
+ * engine_want_trim() - @page is UNTOUCHED now: whatever its sub-host holds of it is to be freed
+ * By the page's owner, before it is unlocked (pageout_trim.c).
+ */
+void engine_want_trim(struct engine *engine, uint64_t page);
 
 /** engine_gone() - the guest's process is exiting: stop working, without a word */
 void engine_gone(struct engine *engine);

@@ -8,7 +8,7 @@
  *
  * What must not be chosen now is hidden from the predictor: chunks of a sub-host that is not
  * connected or has no room (unless the chunk has no pages there: then it may get another), chunks
- * with a fence, chunks with TRIMs under way.
+ * with a fence.
  */
 #include "uffd-pager/pageout.h"
 
@@ -62,14 +62,12 @@ static bool pageout_may_move(const struct pageout *pageout, uint64_t chunk)
 }
 
 /* A fence is lifted when a new connection has been good for long enough. */
-static bool pageout_fenced(struct pageout *pageout, uint64_t chunk, uint8_t flags)
+static bool pageout_fenced(struct pageout *pageout, uint64_t chunk)
 {
     const struct pageout_host *host = pageout_host_of(pageout, chunk);
 
-    if (flags & CHUNK_TRIM) {
-        return true;
-    }
-    if (!(flags & CHUNK_FENCED)) {
+    if (!(atomic_load_explicit(&pageout->engine->chunk_flags[chunk], memory_order_acquire) &
+          CHUNK_FENCED)) {
         return false;
     }
     if (host && (!link_up(&host->link) ||
@@ -83,11 +81,9 @@ static bool pageout_fenced(struct pageout *pageout, uint64_t chunk, uint8_t flag
 
 static bool pageout_is_candidate(struct pageout *pageout, uint64_t chunk, bool room_somewhere)
 {
-    uint8_t flags =
-        atomic_load_explicit(&pageout->engine->chunk_flags[chunk], memory_order_acquire);
     const struct pageout_host *host = pageout_host_of(pageout, chunk);
 
-    if (flags & (CHUNK_FENCED | CHUNK_TRIM) && pageout_fenced(pageout, chunk, flags)) {
+    if (pageout_fenced(pageout, chunk)) {
         return false;
     }
     if (!host) {
@@ -190,7 +186,9 @@ static bool pageout_step(struct pageout *pageout)
     uint64_t end = (chunk + 1) * CHUNK_PAGES;
     uint64_t most = engine->config.granule / PAGE_BYTES;
     bool send;
-    struct pageout_host *host = pageout_assign(pageout, chunk, &send);
+    /* It was chosen a while ago: the connection may have broken since. */
+    bool fenced = pageout_fenced(pageout, chunk);
+    struct pageout_host *host = fenced ? NULL : pageout_assign(pageout, chunk, &send);
 
     if (!host || !block) {
         pageout->at_victim++;

@@ -6,6 +6,7 @@
 #include "uffd-pager/install.h"
 
 #define PAGEOUT_BATCH_PAGES 64u /* pages that are busy together; a granule may be several batches */
+#define PAGEOUT_TRIM_RUNS 16u /* of a chunk, with one batch */
 #define PAGEOUT_MAX_BATCHES 128u
 #define PAGEOUT_HOST_BATCHES 4u /* of one sub-host under way, if there are few sub-hosts */
 #define PAGEOUT_VICTIMS 256u
@@ -38,13 +39,16 @@ struct pageout_batch {
     uint32_t generation;
     uint64_t chunk;
     uint64_t first;    /* page */
-    unsigned n;        /* pages looked at, from first */
+    unsigned n;        /* pages looked at, from first; TRIMs: runs */
     unsigned ours;     /* pages locked */
     struct pageout_host *host;
     unsigned owed;     /* answers */
     uint8_t fate[PAGEOUT_BATCH_PAGES];
     uint8_t *contents; /* PAGEOUT_BATCH_PAGES pages */
     struct nbd_request request[PAGEOUT_BATCH_PAGES];
+    struct {
+        uint64_t first, end; /* pages */
+    } trimmed[PAGEOUT_TRIM_RUNS];
     struct iovec iov[2 * PAGEOUT_BATCH_PAGES];
     unsigned iov_n, iov_at;
     struct pageout_batch *next; /* in the host's list to send */
@@ -129,10 +133,13 @@ void place_tell(struct pageout *pageout, bool wanted);
 
 /* ---- pageout_trim.c ---- */
 
+/** trim_bit() - is @page to be trimmed, or being trimmed?  It must not be paged out then. Any thread. */
+bool trim_bit(const struct engine *engine, uint64_t page);
+
 /** trim_begin() - begin TRIMs of discarded pages, as many as can be */
 void trim_begin(struct pageout *pageout);
 
-/** trim_end() - the TRIMs of a batch are answered, or @failed */
+/** trim_end() - the TRIMs of a batch are answered; @failed: they are not, and will be sent again */
 void trim_end(struct pageout *pageout, struct pageout_batch *batch, bool failed);
 
 /** trim_forget() - @chunk has another sub-host now, there is nothing to trim */

@@ -4,8 +4,8 @@
  *
  * For up to 64 pages in a row:
  *
- *   lock          LOCAL -> EVICTING, CLEAN -> DROPPING; others are left out.  From here on nobody
- *                 else maps or changes these pages.
+ *   lock          LOCAL -> EVICTING, CLEAN -> DROPPING; others are left out, and those whose old copy
+ *                 is still to be trimmed.  From here on nobody else maps or changes these pages.
  *   protect       one UFFDIO_WRITEPROTECT a run, mapped or not.  Who writes now waits (a WP fault, or
  *                 MINOR if it was not mapped), who reads a mapped page reads on.
  *   pread         the contents cannot change any more
@@ -91,6 +91,10 @@ static void batch_lock(struct pageout *pageout, struct pageout_batch *batch, boo
             batch->fate[i] = PAGEOUT_DROP;
             batch->ours++;
         } else if (send && byte == PAGE_LOCAL && pagemap_lock(map, page, PAGE_LOCAL)) {
+            if (trim_bit(pageout->engine, page)) { /* set by an owner before us */
+                page_unlock(pageout->engine, batch_block(pageout, batch), page, PAGE_LOCAL);
+                continue;
+            }
             batch->fate[i] = PAGEOUT_SEND;
             batch->ours++;
         }
@@ -186,6 +190,7 @@ static void batch_punch(struct pageout *pageout, struct pageout_batch *batch,
     for (unsigned i = from; i < to; i++) {
         if (batch->fate[i] == PAGEOUT_ZERO) {
             page_retag(engine->map, batch->first + i, PAGE_UNTOUCHED);
+            engine_want_trim(engine, batch->first + i);
         }
     }
     if (fallocate(block->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,

@@ -2,14 +2,17 @@
 /*
  * pageout_trim.c - discarded pages: free what the sub-host holds of them
  *
- * engine_discard() sets a bit a page and CHUNK_TRIM; until the sub-host has acknowledged all TRIMs of
- * the chunk nothing of it is paged out, so that no TRIM can take a newer page away.
+ * Whoever makes a page UNTOUCHED that may have a copy there sets the page's bit while it owns the page,
+ * and CHUNK_TRIM.  The bit stays until the sub-host has acknowledged the TRIM, and as long as it is
+ * set the page is not paged out: the guest may have written it anew, and no TRIM may take that away.
+ * A TRIM whose connection broke is sent again on the next one; the chunk is fenced meanwhile
+ * (CHUNK_FENCED), so that the first one cannot come late.
  */
 #include <errno.h>
 
 #include "uffd-pager/pageout.h"
 
-static bool trim_bit(const struct engine *engine, uint64_t page)
+bool trim_bit(const struct engine *engine, uint64_t page)
 {
     return atomic_load_explicit(&engine->trim[page / 64], memory_order_acquire) >> (page % 64) & 1;
 }
@@ -59,8 +62,11 @@ void trim_end(struct pageout *pageout, struct pageout_batch *batch, bool failed)
 {
     uint64_t chunk = batch->chunk;
 
-    /* A TRIM only frees memory there; one that failed is not tried again. */
-    (void)failed;
+    for (unsigned i = 0; i < batch->n && !failed; i++) {
+        for (uint64_t page = batch->trimmed[i].first; page < batch->trimmed[i].end; page++) {
+            trim_clear(pageout->engine, page);
+        }
+    }
     batch_free(pageout, batch);
     trim_settle(pageout->engine, chunk);
 }
@@ -71,16 +77,19 @@ static void trim_fill(struct pageout *pageout, struct pageout_batch *batch)
     uint64_t page = batch->chunk * CHUNK_PAGES;
     uint64_t end = page + CHUNK_PAGES;
 
+    batch->n = 0;
     end = end < engine->map->n_pages ? end : engine->map->n_pages;
-    while (page < end && batch->owed < PAGEOUT_BATCH_PAGES) {
+    while (page < end && batch->owed < PAGEOUT_TRIM_RUNS) {
         uint64_t first = page;
         while (page < end && trim_bit(engine, page)) {
-            trim_clear(engine, page++);
+            page++;
         }
         if (page == first) {
             page++;
             continue;
         }
+        batch->trimmed[batch->n].first = first;
+        batch->trimmed[batch->n++].end = page;
         struct nbd_request *request = &batch->request[batch->owed];
         nbd_encode_request(request, NBD_CMD_TRIM, 0, batch_cookie(pageout, batch, batch->owed),
                            first * PAGE_BYTES, (uint32_t)((page - first) * PAGE_BYTES));
@@ -92,7 +101,7 @@ static void trim_fill(struct pageout *pageout, struct pageout_batch *batch)
 static bool trim_under_way(const struct pageout *pageout, uint64_t chunk)
 {
     for (unsigned i = 0; i < pageout->n_batches; i++) {
-        if (pageout->batch[i].used && pageout->batch[i].chunk == chunk) {
+        if (pageout->batch[i].used && pageout->batch[i].trim && pageout->batch[i].chunk == chunk) {
             return true;
         }
     }

@@ -14,7 +14,9 @@
  *   LOST          LOST                     LOST
  *
  * A busy LOCAL hole in a chunk without a sub-host can only be a discard that was cut short: UNTOUCHED.
+ * What lies in no block any more (it was unplugged) is UNTOUCHED, and trimmed on its sub-host.
  * Chunks with busy pages are fenced: WRITEs of the dead worker may still be in the sub-host's buffers.
+ * UNTOUCHED pages are trimmed: nobody knows which TRIMs it still had to send.
  */
 #include <errno.h>
 #include <string.h>
@@ -54,6 +56,9 @@ static void recover_pages(struct engine *engine, uint64_t first, uint64_t end, b
         if (state != byte) {
             pagemap_unlock(map, page, state);
         }
+        if (state == PAGE_UNTOUCHED && has_subhost) {
+            engine_want_trim(engine, page);
+        }
     }
 }
 
@@ -83,15 +88,31 @@ static int recover_block(struct engine *engine, const struct layout_block *block
     return 0;
 }
 
-int recover_map(struct engine *engine, struct reason *reason)
+static void recover_gap(struct engine *engine, uint64_t from, uint64_t to)
 {
-    for (uint32_t i = 0; i < engine->layout->n_blocks; i++) {
-        int err = recover_block(engine, &engine->layout->block[i]);
-        if (err < 0) {
-            return reason_set(reason, err, "RAM block '%s' cannot be looked through: %s",
-                              engine->layout->block[i].idstr, strerror(-err));
+    for (uint64_t page = from / PAGE_BYTES; page < to / PAGE_BYTES; page++) {
+        if (pagemap_get(engine->map, page) != PAGE_UNTOUCHED) {
+            pagemap_unlock(engine->map, page, PAGE_UNTOUCHED);
+            engine_want_trim(engine, page);
         }
     }
+}
+
+int recover_map(struct engine *engine, struct reason *reason)
+{
+    uint64_t at = 0;
+
+    for (uint32_t i = 0; i < engine->layout->n_blocks; i++) {
+        const struct layout_block *block = &engine->layout->block[i];
+        recover_gap(engine, at, block->flat);
+        at = block->flat + block->size;
+        int err = recover_block(engine, block);
+        if (err < 0) {
+            return reason_set(reason, err, "RAM block '%s' cannot be looked through: %s",
+                              block->idstr, strerror(-err));
+        }
+    }
+    recover_gap(engine, at, engine->layout->flat_size);
     return 0;
 }
 

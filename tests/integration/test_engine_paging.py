@@ -134,6 +134,25 @@ def test_discarded_pages_read_as_zero_and_are_trimmed():
         assert play("stats")["engine"]["discards"] >= 5600 * 0.9
 
 
+def test_discarded_pages_are_written_again_under_page_out():
+    """No TRIM of a page's old copy takes the new one, which goes out at once for want of room."""
+    with Subhost(memory="512M") as one, with_region(one, SIZE) as control, \
+            guest([one], budget="1M", low="128K", high="512K", local=0, remote=90, threads=6,
+                  granule="4K") as play:
+        play("work", 0, 400)
+        until = time.monotonic() + 5
+        rounds = 0
+        while time.monotonic() < until:
+            assert play("discard", rounds * 37 % 380, 7)["err"] == 0
+            play("go")
+            rounds += 1
+        play("halt")
+        stats = play("stats")
+        assert stats["engine"]["discards"] > 5000 and stats["engine"]["lost_pages"] == 0, stats
+        play.check()
+        assert control.region("11111111-2222-3333-4444-555555555555")["stored"] <= SIZE
+
+
 def test_stop_and_start_again():
     with Subhost(memory="512M") as one, with_region(one, SIZE), guest([one]) as play:
         for _ in range(4):
