@@ -3,8 +3,9 @@
  * attach.c - QEMU hands a guest over, and what it says afterwards
  *
  * A hand-off is read whole, with one time limit, before anything is believed.
- * A second one for the same guest (the socket dropped) must describe the same
- * memory; its descriptors are then closed and the first ones kept.
+ * A second one for the same guest comes when the socket dropped, or when memory
+ * was plugged or unplugged.  A guest that is split keeps the layout of its
+ * arrival (blocks.h), one that is at rest takes the new one.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -14,8 +15,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "uffd-pager/blocks.h"
 #include "uffd-pager/sample.h"
-#include "uffd-pager/worker.h"
 
 #define ATTACH_TIMEOUT_US 5000000u
 
@@ -201,6 +202,44 @@ static int attach_first(struct worker *worker, struct reason *reason)
     return 0;
 }
 
+/*
+ * A guest that is not split and not on the move has other memory now; nothing here depends on
+ * what it had.  In any other state QEMU is turned away, and comes again a little later.
+ */
+static int attach_replace(struct worker *worker, struct attachment *attachment,
+                          struct reason *reason)
+{
+    if (worker->state != WORKER_ATTACHED && worker->state != WORKER_SENT) {
+        return reason_set(reason, -EBUSY, "guest %s is already attached with other memory",
+                          worker->uuid_text);
+    }
+    outgoing_free(worker);
+    predictor_free(worker->predictor);
+    worker->predictor = NULL;
+    layout_close(&worker->layout);
+    worker->layout = attachment->layout;
+    attachment->layout.n_blocks = 0;
+    blocks_number(worker);
+    return 0;
+}
+
+static int attach_again(struct worker *worker, struct attachment *attachment,
+                        struct reason *reason)
+{
+    int err = 0;
+
+    if (worker->state == WORKER_SPLIT) {
+        err = blocks_follow(worker, &attachment->layout, reason);
+    } else if (!attach_same_layout(&worker->layout, &attachment->layout)) {
+        err = attach_replace(worker, attachment, reason);
+    }
+    if (!err) {
+        attach_discard(attachment);
+        attachment->uffd = -1;
+    }
+    return err;
+}
+
 static int attach_install(struct worker *worker, struct attachment *attachment,
                           struct reason *reason)
 {
@@ -208,13 +247,7 @@ static int attach_install(struct worker *worker, struct attachment *attachment,
         return reason_set(reason, -EINVAL, "the hand-off is of another guest");
     }
     if (worker->have_layout) {
-        if (!attach_same_layout(&worker->layout, &attachment->layout)) {
-            return reason_set(reason, -EBUSY, "guest %s is already attached with other memory",
-                              worker->uuid_text);
-        }
-        attach_discard(attachment);
-        attachment->uffd = -1;
-        return 0;
+        return attach_again(worker, attachment, reason);
     }
     worker->uffd = attachment->uffd;
     worker->layout = attachment->layout;
@@ -222,6 +255,7 @@ static int attach_install(struct worker *worker, struct attachment *attachment,
     worker->qemu_incoming = attachment->hello.flags & HANDOFF_HELLO_INCOMING;
     attachment->uffd = -1;
     attachment->layout.n_blocks = 0;
+    blocks_number(worker);
     int err = attach_first(worker, reason);
     if (err < 0) {
         worker->have_layout = false;
@@ -258,7 +292,11 @@ void attach_accept(struct worker *worker, int fd)
     }
     pthread_mutex_unlock(&worker->send_lock);
     pthread_cond_broadcast(&worker->changed);
+    bool split = !err && worker->state == WORKER_SPLIT;
     pthread_mutex_unlock(&worker->lock);
+    if (split) {
+        blocks_retire(worker);
+    }
     if (err) {
         log_error("a hand-off was refused: %s", reason.text);
         attach_discard(attachment);
@@ -279,8 +317,11 @@ static int attach_discard_ranges(struct worker *worker, const struct handoff_ran
     int err = 0;
     for (uint32_t i = 0; i < ranges->n && !err; i++) {
         const struct handoff_range *range = &ranges->range[i];
-        const struct layout_block *block = layout_by_index(&worker->layout, range->block);
-        if (!block || range->offset > block->size || range->length > block->size - range->offset) {
+        const struct layout_block *block = blocks_of_qemu(worker, range->block);
+        if (!block) {
+            continue; /* plugged after the split: QEMU's own */
+        }
+        if (range->offset > block->size || range->length > block->size - range->offset) {
             return -EPROTO;
         }
         err = engine_discard(worker->engine, block->flat + range->offset, range->length);

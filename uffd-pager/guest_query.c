@@ -82,11 +82,11 @@ json_t *guest_query(struct worker *worker)
         worker->resident_max = resident;
     }
     json_t *more = json_pack(
-        "{s:s, s:s, s:b, s:i, s:i, s:I, s:I, s:I, s:I}", "uuid", worker->uuid_text, "state",
+        "{s:s, s:s, s:b, s:i, s:i, s:I, s:I, s:I, s:I, s:I}", "uuid", worker->uuid_text, "state",
         worker_state_name(worker->state), "connected", worker->qemu_fd >= 0, "pid",
         (int)worker->qemu_pid, "worker_pid", (int)getpid(), "ram",
         (json_int_t)(worker->have_layout ? worker->layout.flat_size : 0), "resident",
-        (json_int_t)resident, "resident_max", (json_int_t)worker->resident_max, "uptime_ms",
+        (json_int_t)resident, "unpaged", (json_int_t)worker->unpaged, "resident_max", (json_int_t)worker->resident_max, "uptime_ms",
         (json_int_t)((units_now_us() - worker->started_us) / 1000));
     json_object_update(object, more);
     json_decref(more);

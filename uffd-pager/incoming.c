@@ -15,7 +15,7 @@
 #include <unistd.h>
 
 #include "common/tls.h"
-#include "uffd-pager/worker.h"
+#include "uffd-pager/blocks.h"
 
 /* The mover reads the answer to its FLUSH and leaves; a receiver nobody leaves is closed after this. */
 #define INCOMING_TIDY_US 5000000u
@@ -102,6 +102,7 @@ static int incoming_commit(void *opaque, struct pagemap *map, struct reason *rea
     worker->state = WORKER_COMMITTING;
     worker->session.qemu_pid = worker->qemu_pid;
     worker->session.qemu_start = session_process_start(worker->qemu_pid);
+    blocks_remember(worker);
     pthread_mutex_unlock(&worker->lock);
 
     int err = session_keep_regions(&worker->session, worker->uuid_text, reason);
@@ -162,7 +163,10 @@ int incoming_resume(struct worker *worker, struct reason *reason)
     char path[300];
 
     snprintf(path, sizeof(path), "%s/map", worker->dir);
-    int err = pagemap_open(&worker->map, path, reason);
+    int err = blocks_resume(worker, reason);
+    if (!err) {
+        err = pagemap_open(&worker->map, path, reason);
+    }
     if (err) {
         return err;
     }

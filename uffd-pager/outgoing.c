@@ -56,7 +56,7 @@ static void outgoing_end_mover(struct worker *worker)
     worker_wake(worker); /* the main thread polls another descriptor now */
 }
 
-static void outgoing_free(struct worker *worker)
+void outgoing_free(struct worker *worker)
 {
     struct outgoing *out = &worker->out;
 

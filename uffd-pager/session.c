@@ -13,6 +13,7 @@
 #include "common/units.h"
 
 #define SESSION_CONTROL_TIMEOUT_MS 3000
+#define SESSION_MAX_BLOCK ((uint64_t)1 << 46)
 
 static int session_text(const json_t *object, const char *key, bool needed, char *to, size_t size,
                         struct reason *reason)
@@ -155,6 +156,30 @@ static int session_parse_limits(struct session *session, const json_t *object,
     return err ? err : session_parse_loss(session, object, reason);
 }
 
+static int session_parse_blocks(struct session *session, const json_t *blocks,
+                                struct reason *reason)
+{
+    size_t n = json_array_size(blocks);
+    int err = 0;
+
+    if (n > HANDOFF_MAX_BLOCKS) {
+        return reason_set(reason, -EINVAL, "there are at most %u RAM blocks", HANDOFF_MAX_BLOCKS);
+    }
+    for (size_t i = 0; i < n && !err; i++) {
+        struct session_block *block = &session->block[i];
+        const json_t *object = json_array_get(blocks, i);
+        err = session_text(object, "idstr", true, block->idstr, sizeof(block->idstr), reason);
+        if (!err) {
+            err = session_number(object, "size", 0, SESSION_MAX_BLOCK, &block->size, reason);
+        }
+        if (!err) {
+            err = session_number(object, "inode", 0, INT64_MAX, &block->inode, reason);
+        }
+    }
+    session->n_blocks = (uint32_t)n;
+    return err;
+}
+
 int session_parse(struct session *session, const json_t *object, struct reason *reason)
 {
     const json_t *subhosts = json_object_get(object, "subhosts");
@@ -187,6 +212,9 @@ int session_parse(struct session *session, const json_t *object, struct reason *
         session->qemu_pid = (pid_t)number;
     }
     if (!err) {
+        err = session_parse_blocks(session, json_object_get(object, "blocks"), reason);
+    }
+    if (!err) {
         err = session_number(object, "qemu_start", 0, INT64_MAX, &session->qemu_start, reason);
     }
     return err;
@@ -196,7 +224,14 @@ static json_t *session_to_json(const struct session *session)
 {
     char migration[UUID_TEXT_LEN];
     json_t *subhosts = json_array();
+    json_t *blocks = json_array();
 
+    for (uint32_t i = 0; i < session->n_blocks; i++) {
+        const struct session_block *block = &session->block[i];
+        json_array_append_new(blocks, json_pack("{s:s, s:I, s:I}", "idstr", block->idstr, "size",
+                                                (json_int_t)block->size, "inode",
+                                                (json_int_t)block->inode));
+    }
     for (unsigned i = 0; i < session->n_subhosts; i++) {
         const struct session_subhost *subhost = &session->subhost[i];
         char data[ENDPOINT_TEXT_LEN];
@@ -209,7 +244,7 @@ static json_t *session_to_json(const struct session *session)
                                 (json_int_t)subhost->weight));
     }
     return json_pack(
-        "{s:s, s:s, s:I, s:I, s:I, s:I, s:i, s:i, s:i, s:s, s:s, s:I, s:i, s:o, s:i, s:I}", "state", "split",
+        "{s:s, s:s, s:I, s:I, s:I, s:I, s:i, s:i, s:i, s:s, s:s, s:I, s:i, s:o, s:o, s:i, s:I}", "state", "split",
         "migration", units_format_uuid(session->migration, migration), "budget",
         (json_int_t)session->budget, "low_watermark", (json_int_t)session->low_watermark,
         "high_watermark", (json_int_t)session->high_watermark, "granule",
@@ -217,7 +252,7 @@ static json_t *session_to_json(const struct session *session)
         (int)session->sample_period_ms, "lost_after_ms", (int)session->lost_after_ms, "lost_action",
         session_loss_names[session->lost_action], "predictor",
         session->predictor, "slab", (json_int_t)session->slab, "choices", (int)session->choices,
-        "subhosts", subhosts, "qemu_pid", (int)session->qemu_pid, "qemu_start",
+        "subhosts", subhosts, "blocks", blocks, "qemu_pid", (int)session->qemu_pid, "qemu_start",
         (json_int_t)session->qemu_start);
 }
 

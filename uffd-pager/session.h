@@ -15,6 +15,7 @@
 #include <sys/types.h>
 
 #include "common/endpoint.h"
+#include "common/handoff.h"
 #include "common/log.h"
 #include "common/pagemap.h"
 #include "uffd-pager/engine.h"
@@ -26,6 +27,13 @@ struct session_subhost {
     char export_name[512];
     char ticket[65];
     unsigned weight;
+};
+
+/* A block of the split layout, in its order. */
+struct session_block {
+    char idstr[HANDOFF_IDSTR_LEN];
+    uint64_t size;  /* bytes */
+    uint64_t inode; /* of its memfd */
 };
 
 struct session {
@@ -45,6 +53,8 @@ struct session {
     struct session_subhost subhost[PAGEMAP_MAX_SUBHOSTS];
     pid_t qemu_pid;
     uint64_t qemu_start; /* its start time, so that a reused pid is not taken for it */
+    uint32_t n_blocks;   /* 0 until the guest has arrived */
+    struct session_block block[HANDOFF_MAX_BLOCKS];
 };
 
 /** session_parse() - from the arguments of incoming-prepare or a saved file. Return: 0 or -EINVAL, @reason. */

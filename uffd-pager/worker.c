@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-#include "uffd-pager/worker.h"
+#include "uffd-pager/blocks.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -128,10 +128,11 @@ static int worker_zap_some(struct worker *worker, const struct handoff_range *ra
     if (!body) {
         return -ENOMEM;
     }
-    body->head.n = n;
-    body->head.pad = 0;
     memcpy(body->head.range, ranges, n * sizeof(*ranges));
     pthread_mutex_lock(&worker->zap_lock);
+    n = blocks_to_qemu(worker, body->head.range, n);
+    body->head.n = n;
+    body->head.pad = 0;
     wait.cookie = ++worker->next_cookie ? worker->next_cookie : ++worker->next_cookie;
     wait.next = worker->zaps;
     worker->zaps = &wait; // cppcheck-suppress autoVariables // taken out again below

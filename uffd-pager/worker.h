@@ -99,6 +99,9 @@ struct worker {
     int uffd;
     struct layout layout;
     bool have_layout;
+    uint32_t qemu_index[HANDOFF_MAX_BLOCKS]; /* blocks.h; written under zap_lock */
+    bool retired[HANDOFF_MAX_BLOCKS];        /* main thread only */
+    uint64_t unpaged; /* bytes of RAM that QEMU has and the split has not */
     bool quit;
     int wake; /* eventfd: look at the state again */
 
@@ -178,6 +181,8 @@ int incoming_resume(struct worker *worker, struct reason *reason);
 void incoming_tidy(struct worker *worker);
 
 /* outgoing.c */
+/** outgoing_free() - what is left of an outgoing migration that has ended. worker.lock held. */
+void outgoing_free(struct worker *worker);
 json_t *outgoing_profile(struct worker *worker, const json_t *args, int *err,
                          struct reason *reason);
 json_t *outgoing_prepare(struct worker *worker, struct control_peer *peer, const json_t *args,
