@@ -18,6 +18,7 @@
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/reboot.h>
+#include <sys/syscall.h>
 #include <termios.h>
 #include <unistd.h>
 
@@ -127,12 +128,15 @@ static void jobs_end(void)
         say("sweep done pages=%llu errors=%llu ms=%llu", pages, SUM(errors) - job_start_errors, ms);
     } else if (job.kind == JOB_ZERO) {
         say("zero done pages=%llu ms=%llu", pages, ms);
+    } else if (job.kind == JOB_DROP || job.kind == JOB_REFILL) {
+        say("%s done pages=%llu errors=%llu ms=%llu", job.kind == JOB_DROP ? "drop" : "refill", pages,
+            SUM(errors) - job_start_errors, ms);
     } else {
         say("spoil %s page=%u", pages ? "done" : "refused", job.page);
     }
 }
 
-static _Noreturn void finish(void)
+static _Noreturn void finish(int how)
 {
     int status = SUM(errors) + SUM(memory_errors) != 0;
 
@@ -141,7 +145,7 @@ static _Noreturn void finish(void)
     if (getpid() == 1) {
         sync();
         tcdrain(STDOUT_FILENO);
-        reboot(RB_POWER_OFF);
+        reboot(how);
         for (;;) {
             pause(); /* init must not return: the kernel would panic */
         }
@@ -169,9 +173,15 @@ static void run_command(const char *text)
         report();
         return;
     } else if (!strcmp(word, "quit")) {
-        finish();
+        finish(RB_POWER_OFF);
+    } else if (!strcmp(word, "reboot")) {
+        finish(RB_AUTOBOOT);
     } else if (!strcmp(word, "sweep")) {
         next.kind = JOB_SWEEP;
+    } else if (!strcmp(word, "refill")) {
+        next.kind = JOB_REFILL;
+    } else if (sscanf(text, " drop %u", &next.pages) == 1) {
+        next.kind = JOB_DROP;
     } else if (sscanf(text, " zero %u", &next.pages) == 1) {
         next.kind = JOB_ZERO;
     } else if (sscanf(text, " spoil %u %7s", &next.page, next.how) == 2 && next.page < n_pages) {
@@ -222,7 +232,7 @@ static _Noreturn void serve(void)
             due = due > now ? due : now + option.report_ms * 1000000ull;
         }
         if (option.seconds && now - start_ns >= option.seconds * 1000000000ull) {
-            finish();
+            finish(RB_POWER_OFF);
         }
         uint64_t wait_ms = option.report_ms ? (due - now) / 1000000 + 1 : 1000;
         bool busy = atomic_load(&job_workers_left) != 0;
@@ -260,7 +270,7 @@ static bool parse_option(const char *text)
     } numbers[] = {
         {"write", &option.write_percent, 100, 0}, {"cluster", &option.cluster, 1u << 30, 1},
         {"threads", &option.threads, MAX_THREADS, 1}, {"report", &option.report_ms, 86400000, 0},
-        {"seconds", &option.seconds, 1u << 30, 0},
+        {"seconds", &option.seconds, 1u << 30, 0}, {"balloon", &option.balloon, 1, 0},
     };
     for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++) {
         if (!strcmp(name, numbers[i].name)) {
@@ -282,6 +292,25 @@ static bool parse_option(const char *text)
         return false;
     }
     return true;
+}
+
+/* The modules of a balloon device, which build.sh has put there. */
+static void load_balloon(void)
+{
+    static const char *const names[] = {"virtio_ring",           "virtio",     "virtio_pci_legacy_dev",
+                                        "virtio_pci_modern_dev", "virtio_pci", "virtio_balloon"};
+    char path[64];
+
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        snprintf(path, sizeof(path), "/modules/%s.ko", names[i]);
+        int fd = open(path, O_RDONLY | O_CLOEXEC);
+        if (fd < 0 || syscall(SYS_finit_module, fd, "", 0)) {
+            say("module %s cannot be loaded: %s", names[i], strerror(errno));
+        }
+        if (fd >= 0) {
+            close(fd);
+        }
+    }
 }
 
 /* As init: mount what is needed, quiet the terminal's echo, take options from /proc/cmdline. */
@@ -309,6 +338,9 @@ static void become_init(void)
     if (fd >= 0) {
         close(fd);
     }
+    if (option.balloon) {
+        load_balloon();
+    }
 }
 
 int main(int argc, char **argv)
@@ -324,12 +356,12 @@ int main(int argc, char **argv)
     }
     signal(SIGPIPE, SIG_IGN);
     if (!work_fill()) {
-        finish();
+        finish(RB_POWER_OFF);
     }
     start_ns = now_ns();
     if (!work_start(start_ns)) {
         say("cannot start a thread");
-        finish();
+        finish(RB_POWER_OFF);
     }
     serve();
 }

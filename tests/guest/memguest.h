@@ -14,14 +14,14 @@
 struct options {
     uint64_t size, seed, rate;
     double hot;
-    unsigned write_percent, cluster, threads, report_ms, seconds;
+    unsigned write_percent, cluster, threads, report_ms, seconds, balloon;
 };
 
-enum job_kind { JOB_SWEEP, JOB_ZERO, JOB_SPOIL };
+enum job_kind { JOB_SWEEP, JOB_ZERO, JOB_DROP, JOB_REFILL, JOB_SPOIL };
 
 struct job {
     enum job_kind kind;
-    uint32_t pages; /* zero: how many */
+    uint32_t pages; /* zero, drop: how many */
     uint32_t page;  /* spoil: which */
     char how[8];    /* spoil: see spoil_page() */
 };

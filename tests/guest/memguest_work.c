@@ -24,7 +24,7 @@
 
 #define MAX_ERROR_LINES 200
 #define GENERATION_DEAD 0xffffffffu /* lost to a memory error: never touched again */
-#define GENERATION_ZERO 0x80000000u /* zeroed by command: must stay zero */
+#define GENERATION_ZERO 0x80000000u /* zeroed or dropped by command: must stay zero */
 
 struct worker workers[MAX_THREADS];
 struct job job;
@@ -262,13 +262,29 @@ static uint32_t worker_page(const struct worker *w, uint32_t i, uint64_t key)
     return pattern_permute(i, w->own_pages, option.seed + key) * option.threads + w->id;
 }
 
+/* Dropped: given back to the guest's kernel, which may do with it what it likes. */
 static void worker_zero_one(struct worker *w)
 {
     uint32_t page = worker_page(w, w->zero_position++, 0x5eed);
 
     if (generations[page] < GENERATION_ZERO) {
-        memset(page_words(page), 0, PATTERN_BYTES);
+        if (job.kind == JOB_DROP) {
+            madvise(page_words(page), PATTERN_BYTES, MADV_DONTNEED);
+        } else {
+            memset(page_words(page), 0, PATTERN_BYTES);
+        }
         set_generation(page, GENERATION_ZERO);
+        w->job_done++;
+    }
+}
+
+static void worker_refill_one(struct worker *w)
+{
+    uint32_t page = worker_page(w, w->job_position++, 0x5eed);
+
+    if (generations[page] == GENERATION_ZERO) {
+        verify_page(w, page);
+        rewrite_page(w, page);
         w->job_done++;
     }
 }
@@ -286,7 +302,15 @@ static bool worker_job_step(struct worker *w)
         w->job_done++;
         verify_page(w, worker_page(w, w->job_position++, w->job_serial));
         return true;
+    case JOB_REFILL:
+        if (w->job_position == w->own_pages) {
+            w->zero_position = 0;
+            return false;
+        }
+        worker_refill_one(w);
+        return true;
     case JOB_ZERO:
+    case JOB_DROP:
         share = job.pages / option.threads + (w->id < job.pages % option.threads);
         if (w->job_done == share || w->zero_position == w->own_pages) {
             return false;

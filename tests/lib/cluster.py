@@ -297,6 +297,21 @@ class Guest:
             except BlockingIOError:
                 pass
 
+    def hang_up(self):
+        """Leave the console: a client that does not read holds it up, for good if the guest then moves."""
+        if self.serial:
+            self.serial.close()
+            self.serial = None
+
+    def command(self, line, done, seconds=120):
+        """Have the guest do something with its memory (drop, refill): pages, which were all as expected."""
+        start = len(self.log_text())
+        self.say(line)
+        match = self.wait_log(done + r" done pages=(\d+) errors=(\d+)", seconds, start)
+        if match.group(2) != "0":
+            raise Failure("%s on %s: %s" % (line, self.name, match.group(0)))
+        return int(match.group(1))
+
     def wait_log(self, pattern, seconds, start=0):
         def probe():
             self.drain()
