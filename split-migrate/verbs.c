@@ -165,7 +165,8 @@ int verbs_tls(const struct policy *policy, const struct arguments *arguments,
               struct reason *reason)
 {
     struct tls_config tls = {
-        .certificates = policy->tls_certificates[0] ? policy->tls_certificates : NULL,
+        .certificates =
+            policy->tls_certificates[0] && !policy->tls_psk[0] ? policy->tls_certificates : NULL,
         .psk = policy->tls_psk[0] ? policy->tls_psk : NULL,
         .username = policy->tls_username[0] ? policy->tls_username : NULL,
     };
