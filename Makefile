@@ -115,8 +115,9 @@ tools: all $(TEST_TOOLS) $(B)/bin/mover-floor
 DEPS_BUILD = gcc make libc6-dev pkg-config libjansson-dev libinih-dev libgnutls28-dev libmicrohttpd-dev libvirt-dev libxml2-dev
 DEPS_TEST = python3 python3-prometheus-client libcmocka-dev libnbd-bin nbdkit gnutls-bin qemu-utils fio cpio gzip procps ca-certificates \
             busybox-static xz-utils apt-utils dpkg-dev clang libclang-rt-14-dev clang-tidy cppcheck \
-            shellcheck mandoc iproute2 kmod systemd
-DEPS = $(DEPS_BUILD) $(DEPS_TEST)
+            shellcheck mandoc iproute2 kmod systemd mmdebstrap lintian
+DEPS_DEB = debhelper dpkg-dev
+DEPS = $(DEPS_BUILD) $(DEPS_TEST) $(DEPS_DEB)
 
 deps:  ## install the packages that are missing (as root; otherwise print the line)
 	@tests/deps $(DEPS)
@@ -134,6 +135,7 @@ INTEGRATION = $(wildcard tests/integration/test_*.py)
 E2E = $(wildcard tests/e2e/test_*.py)
 LAB = $(wildcard tests/lab/test_*.py)
 LIBVIRT = $(wildcard tests/libvirt/test_*.py)
+PACKAGE = $(wildcard tests/package/test_*.py)
 FUZZERS = $(patsubst tests/fuzz/%.c,$(B)-fuzz/%,$(wildcard tests/fuzz/fuzz_*.c))
 FUZZ_SECONDS ?= 60
 
@@ -222,29 +224,23 @@ bench-mover: deps  ## the mover alone, to a main host and to sub-hosts, beside t
 # ---- the rest ----
 
 PREFIX ?= /usr/local
-COMPLETIONS = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
-install: all  ## programs, man pages and shell completion, under $(DESTDIR)$(PREFIX)
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/sbin \
-	    $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/man/man5 $(DESTDIR)$(PREFIX)/share/man/man8
-	install -m 755 $(B)/bin/split-migrate $(B)/bin/predictor-replay $(DESTDIR)$(PREFIX)/bin
-	install -m 755 $(B)/bin/uffd-pager $(B)/bin/subhost-server $(DESTDIR)$(PREFIX)/sbin
-	install -m 644 $(wildcard */*.1) $(DESTDIR)$(PREFIX)/share/man/man1
-	install -m 644 $(wildcard */*.5) $(DESTDIR)$(PREFIX)/share/man/man5
-	install -m 644 $(wildcard */*.8) $(DESTDIR)$(PREFIX)/share/man/man8
-	install -d $(COMPLETIONS)
-	install -m 644 split-migrate/split-migrate.bash $(COMPLETIONS)/split-migrate
-	install -m 644 common/daemons.bash $(COMPLETIONS)/uffd-pager
-	install -m 644 common/daemons.bash $(COMPLETIONS)/subhost-server
-	install -d $(DESTDIR)$(PREFIX)/share/doc/split-migrate
-	install -m 644 split-migrate/sample.policy $(DESTDIR)$(PREFIX)/share/doc/split-migrate
+install: all  ## programs, man pages, units and docs, under $(DESTDIR)$(PREFIX); and /etc/default
+	@DESTDIR=$(DESTDIR) PREFIX=$(PREFIX) packaging/install.sh install $(B)
+
+uninstall:  ## what install has put there, but for /etc
+	@DESTDIR=$(DESTDIR) PREFIX=$(PREFIX) packaging/install.sh uninstall $(B)
+
+deb: build-deps  ## Debian packages, with the patched QEMU as one of them, in $(B)-deb
+	@tests/deps $(DEPS_DEB)
+	@packaging/deb.sh $(B)-deb
 
 clean:  ## remove the build folders (not the cache of QEMU)
-	rm -rf $(B) $(B)-asan $(B)-tsan $(B)-fuzz
+	rm -rf $(B) $(B)-asan $(B)-tsan $(B)-fuzz $(B)-deb
 
 help:  ## print the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## \(.*\)/  \1\t\2/p' Makefile | expand -t 22
 
 .PHONY: all tools deps build-deps qemu check unit check-unit check-integration check-e2e check-lab \
-        check-libvirt check-asan check-tsan lint fuzz fuzzers demo bench-migrate bench-sparse bench-mover install clean help
+        check-libvirt check-asan check-tsan lint fuzz fuzzers demo bench-migrate bench-sparse bench-mover install uninstall deb clean help
 .SECONDARY:
 -include $(shell find $(B) $(B)-fuzz -name '*.d' 2>/dev/null)
