@@ -11,7 +11,7 @@ dir=$(mkdir -p "$1" && cd "$1" && pwd)
 source=$dir/source
 mkdir -p "$source"
 rm -rf "$source/debian" "$dir"/*.deb
-git ls-files -z | while IFS= read -r -d '' file; do
+git ls-files -z --deduplicate | while IFS= read -r -d '' file; do
     [[ ! -e $file ]] || printf '%s\0' "$file"
 done | xargs -0 cp -p --parents --update -t "$source"
 # debhelper gives the build another home: the cache of the patched QEMU is in this one.
