@@ -314,14 +314,27 @@ static unsigned driver_flags(const struct driver_config *config)
            (config->unsafe ? VIR_MIGRATE_UNSAFE : 0u);
 }
 
-/* The sentence of a migration that failed: of two hosts' messages the destination's tells more. */
+/*
+ * The sentence of a migration that failed: of two hosts' messages the destination's tells more,
+ * unless it is the source that gave up.
+ */
 static int driver_failure(struct reason *reason)
 {
-    static const char marker[] = "Message from the destination host: ";
-    const char *there = strstr(virGetLastErrorMessage(), marker);
+    static const char at_source[] = "Message from the source host: ";
+    static const char at_destination[] = "Message from the destination host: ";
+    char text[1024];
 
-    return there ? virt_sentence(reason, -EIO, "destination libvirt", there + strlen(marker))
-                 : virt_reason(reason, -EIO, "libvirt");
+    snprintf(text, sizeof(text), "%s", virGetLastErrorMessage());
+    char *there = strstr(text, at_destination);
+    if (!there) {
+        return virt_reason(reason, -EIO, "libvirt");
+    }
+    *there = '\0';
+    const char *here = strstr(text, at_source);
+    if (here && strstr(here, "due to I/O error")) {
+        return virt_sentence(reason, -EIO, "source libvirt", here + strlen(at_source));
+    }
+    return virt_sentence(reason, -EIO, "destination libvirt", there + strlen(at_destination));
 }
 
 static void *driver_thread(void *opaque)
@@ -537,12 +550,22 @@ static bool driver_active_there(struct driver_libvirt *d)
     return active;
 }
 
+/* Is the guest as libvirt leaves it at the source?  What stopped it meanwhile is not ours to undo. */
+static bool driver_given_back(const struct driver_libvirt *d, int state, int why)
+{
+    if (state == VIR_DOMAIN_PAUSED) {
+        return !d->guest.running || why == VIR_DOMAIN_PAUSED_IOERROR ||
+               why == VIR_DOMAIN_PAUSED_USER;
+    }
+    return state == VIR_DOMAIN_RUNNING || state == VIR_DOMAIN_BLOCKED;
+}
+
 /* libvirt resumes the guest itself; this waits until it is seen. */
 static int driver_undo(struct driver *driver, struct reason *reason)
 {
     struct driver_libvirt *d = driver_of(driver);
     uint64_t deadline = units_now_us() + LIBVIRT_RESUME_US;
-    int state = VIR_DOMAIN_NOSTATE;
+    int state = VIR_DOMAIN_NOSTATE, why = 0;
 
     pthread_mutex_lock(&d->lock);
     bool there = d->began && (!d->ended || d->result == 0);
@@ -551,12 +574,11 @@ static int driver_undo(struct driver *driver, struct reason *reason)
         return reason_set(reason, -EBUSY, "libvirt has not taken it back");
     }
     for (;;) {
-        if (virDomainGetState(d->domain, &state, NULL, 0) < 0) {
+        if (virDomainGetState(d->domain, &state, &why, 0) < 0) {
             return virt_reason(reason, -EIO, "source libvirt");
         }
-        bool runs = state == VIR_DOMAIN_RUNNING || state == VIR_DOMAIN_BLOCKED;
         bool active = driver_active_there(d);
-        if (!active && (runs || (!d->guest.running && state == VIR_DOMAIN_PAUSED))) {
+        if (!active && driver_given_back(d, state, why)) {
             virt_pace_undo(&d->pace, d->domain);
             return 0;
         }

@@ -4,7 +4,7 @@
 """Moves that do not come to their end: the guest runs on at the source, and everything is freed.
 
 domjobinfo, migrate-setspeed, migrate-setmaxdowntime and domjobabort from another shell; Ctrl-C; a
-controller that is killed; a destination that has no room, and one that cannot start QEMU.
+controller or a libvirtd that is killed; a destination that has no room, and one that cannot start QEMU.
 """
 
 import os
@@ -50,6 +50,15 @@ def test_killed(bed, guest):
 def test_timeout(bed, guest):
     process = moving(bed, guest, "--timeout", "4", "--timeout-abort")
     finish(process, 1, "^error: the migration did not finish within 4 s: it was cancelled$")
+    still_at_source(bed, guest)
+
+
+def test_libvirtd_dies(bed, guest):
+    """The source's libvirtd dies in mid-move; the next one finds its guest."""
+    process = moving(bed, guest)
+    os.kill(bed.source.pids("libvirtd")[0], signal.SIGKILL)
+    finish(process, 3, "^error: the migration failed: .*; the guest needs attention at the source: source libvirt: ")
+    bed.source.start_libvirtd()
     still_at_source(bed, guest)
 
 
@@ -105,7 +114,7 @@ def test(bed):
     bed.source.virsh("start", "g1")
     guest.wait_log("memguest: ready", 60)
     for step in (test_no_room, test_no_qemu, test_domjobabort, test_interrupt, test_killed, test_timeout,
-                 test_faster):
+                 test_libvirtd_dies, test_faster):
         start = time.monotonic()
         step(bed, guest)
         print("%s: %.1f s" % (step.__name__, time.monotonic() - start), flush=True)

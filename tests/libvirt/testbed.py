@@ -209,8 +209,11 @@ class LibvirtHost(Host):
         for folder in ("/run/guest", "/var/lib/libvirt", "/var/log/libvirt", "/var/cache/libvirt"):
             os.makedirs(self.path(folder), exist_ok=True)
         self.start_pager()
+        self.start_libvirtd()
+
+    def start_libvirtd(self):
         self.libvirtd = self.daemon("libvirtd", ["libvirtd", "--listen", "--timeout", "0"])
-        wait_until("libvirtd on %s" % name, 60, self._libvirtd_ready, 0.1)
+        wait_until("libvirtd on %s" % self.name, 60, self._libvirtd_ready, 0.1)
 
     def _libvirtd_ready(self):
         if self.libvirtd.poll() is not None:
