@@ -146,7 +146,7 @@ check: deps  ## all tests; closes with `N passed, N failed, N skipped`
 	@$(MAKE) --no-print-directory -j$$(nproc) SAN=tsan tools unit
 	@QEMU=$$(qemu-patches/build.sh) && export QEMU && $(RUN) --jobs 1 \
 	    tests/lint.sh $(UNIT_TESTS) $(INTEGRATION) tests/check_asan.sh tests/check_tsan.sh \
-	    $(wildcard tests/fuzz/test_*.sh) $(E2E) $(LIBVIRT) $(LAB)
+	    $(wildcard tests/fuzz/test_*.sh) $(PACKAGE) $(E2E) $(LIBVIRT) $(LAB)
 
 unit: $(UNIT_TESTS)
 
@@ -168,6 +168,9 @@ check-lab: deps  ## in a virtual machine with real KVM
 check-libvirt: deps  ## two libvirtd and two sub-hosts in namespaces, on the patched QEMU under TCG
 	@$(MAKE) --no-print-directory -j$$(nproc) tools
 	@QEMU=$$(qemu-patches/build.sh) && export QEMU && $(RUN) $(if $(T),--filter $(T)) $(LIBVIRT)
+
+check-package: deps  ## the Debian packages, in a clean Debian with systemd of its own
+	@$(RUN) $(PACKAGE)
 
 check-asan: deps  ## unit and integration tests under ASan and UBSan
 	@$(MAKE) --no-print-directory -j$$(nproc) SAN=asan tools unit
@@ -241,6 +244,6 @@ help:  ## print the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## \(.*\)/  \1\t\2/p' Makefile | expand -t 22
 
 .PHONY: all tools deps build-deps qemu check unit check-unit check-integration check-e2e check-lab \
-        check-libvirt check-asan check-tsan lint fuzz fuzzers demo bench-migrate bench-sparse bench-mover install uninstall deb clean help
+        check-libvirt check-package check-asan check-tsan lint fuzz fuzzers demo bench-migrate bench-sparse bench-mover install uninstall deb clean help
 .SECONDARY:
 -include $(shell find $(B) $(B)-fuzz -name '*.d' 2>/dev/null)
