@@ -68,7 +68,7 @@ static json_t *subhost_json(const struct policy_subhost *policy,
 }
 
 /* Sub-hosts of a command line have no names: their URI stands for it. */
-static int subhost_from_uri(const char *uri, struct policy_subhost *subhost)
+int verbs_subhost_uri(const char *uri, struct policy_subhost *subhost)
 {
     struct reason reason = {""};
 
@@ -95,7 +95,7 @@ static int subhost_list_parse(struct policy *policy, const struct arguments *arg
         return EXIT_USAGE;
     }
     for (unsigned i = 0; i < arguments->n_words && status == EXIT_OK; i++) {
-        status = subhost_from_uri(arguments->word[i], &policy->subhost[policy->n_subhosts++]);
+        status = verbs_subhost_uri(arguments->word[i], &policy->subhost[policy->n_subhosts++]);
     }
     return status;
 }
@@ -219,7 +219,7 @@ int verb_subhost_info(const struct arguments *arguments)
     struct policy_subhost policy;
     struct subhost_answer answer;
 
-    int status = subhost_from_uri(arguments->word[0], &policy);
+    int status = verbs_subhost_uri(arguments->word[0], &policy);
     if (status != EXIT_OK) {
         return status;
     }

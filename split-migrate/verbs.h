@@ -18,6 +18,7 @@ extern const struct option_def verb_setbudget_options[];
 extern const struct option_def verb_top_options[];
 extern const struct option_def verb_subhost_list_options[];
 extern const struct option_def verb_subhost_info_options[];
+extern const struct option_def verb_subhost_drain_options[];
 extern const struct option_def verb_enable_options[];
 extern const struct option_def verb_check_options[];
 extern const struct option_def verb_self_test_options[];
@@ -32,6 +33,10 @@ int verb_setbudget(const struct arguments *arguments);
 int verb_top(const struct arguments *arguments);
 int verb_subhost_list(const struct arguments *arguments);
 int verb_subhost_info(const struct arguments *arguments);
+int verb_subhost_drain(const struct arguments *arguments);
+
+/** verbs_subhost_uri() - a sub-host named on the command line. Return: an exit status, told if it is bad. */
+int verbs_subhost_uri(const char *uri, struct policy_subhost *subhost);
 int verb_enable(const struct arguments *arguments);
 int verb_disable(const struct arguments *arguments);
 int verb_check(const struct arguments *arguments);

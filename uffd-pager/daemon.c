@@ -154,6 +154,7 @@ DAEMON_PASS_ON(daemon_outgoing_prepare, "outgoing-prepare", false)
 DAEMON_PASS_ON(daemon_outgoing_status, "outgoing-status", false)
 DAEMON_PASS_ON(daemon_outgoing_cancel, "outgoing-cancel", false)
 DAEMON_PASS_ON(daemon_set_budget, "set-budget", false)
+DAEMON_PASS_ON(daemon_subhost_drain, "subhost-drain", false)
 DAEMON_PASS_ON(daemon_reset_stats, "reset-stats", false)
 
 /* As JSON has numbers: 0 if the kernel does not say. */
@@ -219,6 +220,7 @@ static const struct control_verb daemon_verbs[] = {
     {"outgoing-status", daemon_outgoing_status},
     {"outgoing-cancel", daemon_outgoing_cancel},
     {"set-budget", daemon_set_budget},
+    {"subhost-drain", daemon_subhost_drain},
     {"reset-stats", daemon_reset_stats},
     {NULL, NULL},
 };

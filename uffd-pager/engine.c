@@ -107,6 +107,7 @@ static void engine_free(struct engine *engine)
     free((void *)engine->chunk_resident);
     free((void *)engine->chunk_flags);
     free((void *)engine->trim);
+    pthread_mutex_destroy(&engine->move_lock);
     pthread_mutex_destroy(&engine->pause_lock);
     pthread_mutex_destroy(&engine->limit_lock);
     free(engine);
@@ -129,6 +130,7 @@ static int engine_new(struct engine **result, const struct engine_config *config
     engine->uffd = config->uffd;
     pthread_mutex_init(&engine->limit_lock, NULL);
     pthread_mutex_init(&engine->pause_lock, NULL);
+    pthread_mutex_init(&engine->move_lock, NULL);
     engine->chunk_resident = calloc(n_chunks, sizeof(*engine->chunk_resident));
     engine->chunk_flags = calloc(n_chunks, sizeof(*engine->chunk_flags));
     engine->trim = calloc(config->map->n_pages / 64 + 1, sizeof(*engine->trim));
@@ -215,6 +217,7 @@ static int engine_register(struct engine *engine, bool recover, struct reason *r
 static void engine_stop_threads(struct engine *engine)
 {
     atomic_store_explicit(&engine->stop, true, memory_order_release);
+    drain_join(engine);
     quiet_join(engine);
     prefetch_join(engine);
     for (unsigned i = 0; i < ENGINE_MAX_FAULT_THREADS; i++) {
@@ -236,6 +239,7 @@ static int engine_start_threads(struct engine *engine, bool premap)
     int err = link_hosts_start(engine);
 
     err = err < 0 ? err : pageout_start(engine);
+    err = err < 0 ? err : drain_start(engine);
     err = err < 0 ? err : prefetch_start(engine);
     for (unsigned i = 0; err == 0 && i < engine->config.fault_threads; i++) {
         err = fault_start(engine, i);
@@ -409,8 +413,9 @@ static json_t *engine_subhosts(struct engine *engine)
     for (unsigned i = 0; i < engine->config.n_subhosts; i++) {
         struct link_host *host = &engine->hosts[i];
         json_array_append_new(
-            array, json_pack("{s:I, s:I, s:b}", "pages", (json_int_t)pages[i], "remote",
-                             (json_int_t)remote[i], "connected",
+            array, json_pack("{s:I, s:I, s:b, s:b}", "pages", (json_int_t)pages[i], "remote",
+                             (json_int_t)remote[i], "draining", atomic_load(&host->draining),
+                             "connected",
                              atomic_load(&host->up) > 0 && !atomic_load(&host->trouble_us)));
     }
     return array;

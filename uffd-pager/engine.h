@@ -102,6 +102,16 @@ int engine_set_budget(struct engine *engine, uint64_t budget, uint64_t low_water
  */
 int engine_discard(struct engine *engine, uint64_t flat, uint64_t length);
 
+/**
+ * engine_drain() - move all pages away from a sub-host while the guest runs, or (@drain false) use it again
+ * @subhost: number in the configuration
+ *
+ * Returns at once; `query-guest` says how far it is, SUBHOST_EMPTY when it is done, DRAIN_STALLED
+ * when the others are full.  A new engine does not know of it.  Any thread.
+ * Return: 0, or -ENOSPC if there is no other sub-host.
+ */
+int engine_drain(struct engine *engine, unsigned subhost, bool drain, struct reason *reason);
+
 /** engine_stats() - add the counters of `query-guest` (docs/protocols.md) to @object; any thread */
 void engine_stats(struct engine *engine, json_t *object);
 

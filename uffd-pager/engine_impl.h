@@ -8,6 +8,7 @@
  *   pageout    writes cold pages to the sub-hosts, frees memory        pageout*.c
  *   prefetch   READs pages in that will be wanted soon                 engine_prefetch.c
  *   quiet      maps pages after the start, samples accesses, ages      engine_quiet.c
+ *   drain      moves chunks away from a sub-host that is to be empty   engine_drain.c
  *   subhost-N  (re)connects the others' links to one sub-host,         link_host.c
  *              tells the operator
  *
@@ -52,9 +53,11 @@
 #define CHUNK_FENCED 0x01u  /* an old WRITE or TRIM may still land on the sub-host: do not page out */
 #define CHUNK_TRIM 0x02u    /* there are bits in engine.trim: pages that must not be paged out */
 #define CHUNK_SAMPLED 0x04u /* zapped, and not seen accessed since */
+#define CHUNK_MOVING 0x10u  /* on its way to another sub-host: do not page out (engine_drain.c) */
 #define CHUNK_MAP 0x08u     /* accessed after the zap: map the rest of it */
 
 struct fault_thread;
+struct drain;
 struct pageout;
 struct prefetch;
 struct quiet;
@@ -98,6 +101,8 @@ struct engine {
     struct fault_thread *fault[ENGINE_MAX_FAULT_THREADS];
     _Atomic unsigned n_fault;
     struct pageout *pageout;
+    struct drain *drain;
+    pthread_mutex_t move_lock; /* held while CHUNK_MOVING is set, and while a batch begins */
     struct prefetch *prefetch;
     struct quiet *quiet;
     struct stats stats;
@@ -183,6 +188,11 @@ void pageout_kick(struct engine *engine);
  * @fresh: the guest has just arrived: what is on no sub-host has no place yet
  */
 void place_begin(struct engine *engine, bool fresh);
+
+/* ---- engine_drain.c ---- */
+int drain_start(struct engine *engine);
+/** drain_join() - end the thread and free */
+void drain_join(struct engine *engine);
 
 /* ---- engine_prefetch.c ---- */
 int prefetch_start(struct engine *engine);

@@ -209,7 +209,10 @@ static void prefetch_around(struct prefetch *prefetch, uint64_t page)
             at++;
             continue;
         }
-        const void *contents = prefetch_read(prefetch, link, pages[at], run);
+        /* The chunk may have moved before its pages were locked; now it cannot. */
+        const void *contents = prefetch_link(prefetch, pages[at]) == link
+                                   ? prefetch_read(prefetch, link, pages[at], run)
+                                   : NULL;
         uint64_t waited = prefetch_install(engine, block, pages[at], run, contents);
         if (contents) {
             link_consume(link, (uint32_t)(run * PAGE_BYTES), true, units_now_us());

@@ -52,6 +52,8 @@ struct link_host {
     _Atomic bool refused;    /* the server or the region is not there: its copies may be gone */
     _Atomic unsigned up;     /* links that are connected */
     _Atomic uint64_t lost_pages; /* poisoned, not told yet */
+    _Atomic uint64_t fence_us; /* an old WRITE may still land there: nothing new until then */
+    _Atomic bool draining; /* it is to be empty: nothing is sent there (engine_drain.c) */
     /* The room its region has: asked for by page-out, answered by the thread. */
     _Atomic bool ask;
     _Atomic uint64_t room;    /* bytes; LINK_ROOM_UNKNOWN */

@@ -66,8 +66,12 @@ static bool pageout_fenced(struct pageout *pageout, uint64_t chunk)
 {
     const struct pageout_host *host = pageout_host_of(pageout, chunk);
 
-    if (!(atomic_load_explicit(&pageout->engine->chunk_flags[chunk], memory_order_acquire) &
-          CHUNK_FENCED)) {
+    uint8_t flags =
+        atomic_load_explicit(&pageout->engine->chunk_flags[chunk], memory_order_acquire);
+    if (flags & CHUNK_MOVING) {
+        return true;
+    }
+    if (!(flags & CHUNK_FENCED)) {
         return false;
     }
     if (host && (!link_up(&host->link) ||
@@ -177,8 +181,8 @@ static bool pageout_wanted(struct pageout *pageout)
     return pageout->under_way;
 }
 
-/* Begin a batch of the current victim.  Return: false to wait for answers first. */
-static bool pageout_step(struct pageout *pageout)
+/* engine.move_lock held: a batch of the current victim.  Return: false to wait for answers first. */
+static bool pageout_step_locked(struct pageout *pageout)
 {
     struct engine *engine = pageout->engine;
     uint64_t chunk = pageout->victims[pageout->at_victim];
@@ -214,6 +218,15 @@ static bool pageout_step(struct pageout *pageout)
         pageout->cursor = PAGEOUT_NO_CHUNK;
     }
     return true;
+}
+
+/* Begin a batch of the current victim.  Return: false to wait for answers first. */
+static bool pageout_step(struct pageout *pageout)
+{
+    pthread_mutex_lock(&pageout->engine->move_lock);
+    bool more = pageout_step_locked(pageout);
+    pthread_mutex_unlock(&pageout->engine->move_lock);
+    return more;
 }
 
 /* Begin what can be begun. */

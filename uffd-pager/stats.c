@@ -20,6 +20,7 @@ static const struct {
     {"write_refusals", offsetof(struct stats, write_refusals)},
     {"install_errors", offsetof(struct stats, install_errors)},
     {"slabs_placed", offsetof(struct stats, slabs_placed)},
+    {"chunks_moved", offsetof(struct stats, chunks_moved)},
     {"room_asked", offsetof(struct stats, room_asked)},
 };
 

@@ -89,6 +89,43 @@ static json_t *verb_set_budget(void *opaque, struct control_peer *peer, const js
     return budget_set(opaque, args, err, reason);
 }
 
+/* The number of the sub-host whose control address is @control; -1 if there is none. */
+static int verb_find_subhost(const struct session *session, const char *control)
+{
+    char text[ENDPOINT_TEXT_LEN];
+
+    for (unsigned i = 0; i < session->n_subhosts; i++) {
+        if (strcmp(endpoint_format(&session->subhost[i].control, text), control) == 0) {
+            return (int)i;
+        }
+    }
+    return -1;
+}
+
+static json_t *verb_subhost_drain(void *opaque, struct control_peer *peer, const json_t *args,
+                                  int *err, struct reason *reason)
+{
+    struct worker *worker = opaque;
+    const char *control = json_string_value(json_object_get(args, "control"));
+    bool undo = json_is_true(json_object_get(args, "undo"));
+    int index = -1;
+
+    (void)peer;
+    pthread_mutex_lock(&worker->lock);
+    if (!control) {
+        *err = reason_set(reason, -EINVAL, "'control' must be a sub-host's control address");
+    } else if (worker->state != WORKER_SPLIT) {
+        *err = reason_set(reason, -EBUSY, "guest %s is not split", worker->uuid_text);
+    } else if ((index = verb_find_subhost(&worker->session, control)) < 0) {
+        *err = reason_set(reason, -ENOENT, "guest %s has no sub-host at %.150s", worker->uuid_text,
+                          control);
+    } else {
+        *err = engine_drain(worker->engine, (unsigned)index, !undo, reason);
+    }
+    pthread_mutex_unlock(&worker->lock);
+    return *err ? NULL : json_pack("{s:i}", "subhost", index);
+}
+
 static json_t *verb_reset_stats(void *opaque, struct control_peer *peer, const json_t *args,
                                 int *err, struct reason *reason)
 {
@@ -117,6 +154,7 @@ static const struct control_verb worker_verbs[] = {
     {"outgoing-status", verb_outgoing_status},
     {"outgoing-cancel", verb_outgoing_cancel},
     {"set-budget", verb_set_budget},
+    {"subhost-drain", verb_subhost_drain},
     {"reset-stats", verb_reset_stats},
     {NULL, NULL},
 };

@@ -47,7 +47,7 @@ def test_verbs_and_options():
     verbs = complete("split-migrate ")
     assert {"migrate", "dommemstat", "help"} <= set(verbs) and "self-test" not in verbs, verbs
     expect("split-migrate dis", "disable")
-    expect("split-migrate -q subhost-", "subhost-list", "subhost-info")
+    expect("split-migrate -q subhost-", "subhost-drain", "subhost-list", "subhost-info")
     expect("split-migrate --con", "--connect")
     expect("split-migrate -d in", "info")
     expect("split-migrate -c qemu:///system pages --s", "--svg")

@@ -14,6 +14,7 @@
  *   verify            the guest checks every page
  *   stats             counters of guest, engine and monitor; resident_max begins again
  *   pages             pages by state
+ *   drain N 1|0       empty sub-host N | use it again
  *   budget B L H      bytes
  *   discard FIRST N   pages
  *   bench FIRST N S   latency of first touches of N pages, S pages apart
@@ -295,6 +296,8 @@ static json_t *engine_obey(struct engine *engine, const char *line)
         engine_reset_stats(engine);
     } else if (sscanf(line, "budget %" SCNu64 " %" SCNu64 " %" SCNu64, &a, &b, &c) == 3) {
         err = engine_set_budget(engine, a, b, c, &reason);
+    } else if (sscanf(line, "drain %" SCNu64 " %" SCNu64, &a, &b) == 2) {
+        err = engine_drain(engine, (unsigned)a, b != 0, &reason);
     } else if (sscanf(line, "discard %" SCNu64 " %" SCNu64, &a, &b) == 2) {
         err = engine_discard(engine, a * PAGE_BYTES, b * PAGE_BYTES);
     }
@@ -503,7 +506,8 @@ static json_t *obey_simple(const char *line)
     if (strncmp(line, "pages", 5) == 0) {
         return count_pages();
     }
-    if (strncmp(line, "budget", 6) == 0 || strncmp(line, "reset", 5) == 0) {
+    if (strncmp(line, "budget", 6) == 0 || strncmp(line, "reset", 5) == 0 ||
+        strncmp(line, "drain", 5) == 0) {
         return engine_call(line);
     }
     if (strncmp(line, "mode ", 5) == 0) {

@@ -1,0 +1,91 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A sub-host is emptied while its guest runs: nothing is lost, nothing stays; and what if it cannot be."""
+
+import contextlib
+import os
+import sys
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
+import checks
+from checks import eventually
+from engineplay import NAME, EnginePlay, with_region
+from subhost import MIB, PAGE, Subhost
+
+SIZE = 96 * MIB
+
+
+@contextlib.contextmanager
+def guest(n, limit=None, **options):
+    """A guest on n sub-hosts; yields it and the hosts' control connections."""
+    with contextlib.ExitStack() as stack:
+        hosts = [stack.enter_context(Subhost(memory="512M")) for _ in range(n)]
+        controls = [stack.enter_context(with_region(host, SIZE, limit=limit)) for host in hosts]
+        values = dict(size=["71M", "23M"], budget="24M", low="16M", high="20M", local=15, remote=70, threads=4,
+                      granule="256K", prefetch=8)
+        values.update(options)
+        yield stack.enter_context(EnginePlay([(h.unix, h.control_address) for h in hosts], **values)), controls
+
+
+def rate(play, seconds):
+    before, began = play("stats")["checks"], time.monotonic()
+    time.sleep(seconds)
+    return (play("stats")["checks"] - before) / (time.monotonic() - began)
+
+
+def test_one_of_three_under_load():
+    with guest(3) as (play, controls):
+        play("mode", "random")
+        play("go")
+        usual = rate(play, 2)
+        held = controls[1].region(NAME)["stored"]
+        assert held > 8 * MIB, held
+        began, before = time.monotonic(), play("stats")["checks"]
+        assert play("drain", 1, 1)["err"] == 0
+        eventually(lambda: play.event("SUBHOST_EMPTY"), "it is empty", 60)
+        took = time.monotonic() - began
+        during = (play("stats")["checks"] - before) / took
+        assert controls[1].region(NAME)["stored"] == 0
+        stats = play.play(1)
+        assert stats["engine"]["lost_pages"] == 0 and stats["engine"]["chunks_moved"] >= 8, stats
+        assert controls[1].region(NAME)["stored"] == 0, "nothing goes there any more"
+        play.check()
+        pages = play("pages")["subhosts"]
+        assert pages[1] == {"remote": 0, "clean": 0}, pages
+        print("%d MiB in %.1f s; the guest's rate was %.0f %% of the usual; longest access %.0f ms"
+              % (held // MIB, took, 100 * during / usual, stats["longest_us"] / 1000))
+        # It can be used again, and the engine that comes next goes on from where the chunks are now.
+        assert play("drain", 1, 0)["err"] == 0
+        play("kill")
+        play.start()
+        play.check()
+        assert play("stats")["lost"] == 0
+
+
+def test_killed_while_moving():
+    with guest(2) as (play, controls):
+        play("mode", "random")
+        for turn in range(6):
+            play("go")
+            moved = play("stats")["engine"]["chunks_moved"]
+            assert play("drain", turn % 2, 1)["err"] == 0
+            eventually(lambda: play("stats")["engine"]["chunks_moved"] > moved + 1, "chunks are moving", 20)
+            play("kill")
+            play.start()
+        play.check()
+        assert play("stats")["lost"] == 0, play.events
+
+
+def test_no_room_elsewhere():
+    with guest(2, limit=40 * MIB) as (play, controls):
+        play("go")
+        assert play("drain", 0, 1)["err"] == 0
+        eventually(lambda: play.event("DRAIN_STALLED"), "the operator is told", 30)
+        assert play("drain", 1, 1)["err"] == -28
+        stats = play.check()
+        assert stats["lost"] == 0 and not play.event("SUBHOST_EMPTY"), stats
+
+
+if __name__ == "__main__":
+    checks.main(globals())
