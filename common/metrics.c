@@ -8,7 +8,7 @@
 #include <unistd.h>
 
 #define METRICS_MAX_CONNECTIONS 8u
-#define METRICS_TIMEOUT_S 10u
+#define METRICS_TIMEOUT_S 5u
 /* For a request's head; a longer one is refused. */
 #define METRICS_MEMORY (16u << 10)
 
@@ -73,6 +73,17 @@ static enum MHD_Result metrics_request(void *opaque, struct MHD_Connection *conn
         return MHD_NO;
     }
     return metrics_answer(connection, MHD_HTTP_OK, text, length);
+}
+
+int metrics_parse(const char *text, struct endpoint *endpoint, struct reason *reason)
+{
+    int err = endpoint_parse(text, endpoint, reason);
+
+    if (!err && endpoint->tls) {
+        err = reason_set(reason, -EINVAL,
+                         "metrics are not encrypted: make %.150s a tcp: or unix: address", text);
+    }
+    return err;
 }
 
 int metrics_start(struct metrics **out, struct endpoint *endpoint, metrics_collect collect,

@@ -23,6 +23,12 @@ struct metrics;
 typedef void (*metrics_collect)(void *opaque, FILE *out);
 
 /**
+ * metrics_parse() - the address for metrics_start(), which is not one with TLS
+ * Return: 0, or -EINVAL with a sentence in @reason.
+ */
+int metrics_parse(const char *text, struct endpoint *endpoint, struct reason *reason);
+
+/**
  * metrics_start() - listen at @endpoint (a port 0 is replaced by the one chosen) and serve
  * Return: 0, or -errno with a sentence in @reason.
  */

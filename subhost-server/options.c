@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/metrics.h"
 #include "common/units.h"
 #include "common/version.h"
 
@@ -130,7 +131,7 @@ static int apply(struct options *options, int id, const char *value, struct reas
         return *value ? 0 : reason_set(reason, -EINVAL, "--control-group needs a group's name");
     case OPT_METRICS:
         options->has_metrics = true;
-        return endpoint_parse(value, &options->metrics, reason);
+        return metrics_parse(value, &options->metrics, reason);
     case OPT_PLAINTEXT:
         options->plaintext = true;
         return 0;

@@ -363,11 +363,12 @@ static int daemon_write_pidfile(const char *path)
 
 int daemon_main(const struct daemon_config *config)
 {
-    struct daemon daemon = {.config = config, .handoff = -1};
+    static struct daemon daemon = {.handoff = -1}; /* its threads run to the process's end */
     struct reason reason = {""};
     sigset_t signals;
     int signal_number;
 
+    daemon.config = config;
     signal(SIGPIPE, SIG_IGN);
     sigemptyset(&signals);
     sigaddset(&signals, SIGTERM);

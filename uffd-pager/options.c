@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/metrics.h"
 #include "common/version.h"
 
 /* One row an option: getopt, --help and the tests read the same table. */
@@ -71,6 +72,7 @@ static void options_endpoint(struct options *options, const char *name, const ch
 static void options_take(struct options *options, int key, const char *arg, bool *plaintext)
 {
     struct daemon_config *daemon = &options->daemon;
+    struct reason reason;
     char *end;
 
     switch (key) {
@@ -99,8 +101,11 @@ static void options_take(struct options *options, int key, const char *arg, bool
         options_endpoint(options, "data", arg, &daemon->data);
         break;
     case 'm':
-        options_endpoint(options, "metrics", arg, &daemon->metrics);
         daemon->has_metrics = true;
+        if (metrics_parse(arg, &daemon->metrics, &reason) < 0) {
+            fprintf(stderr, "uffd-pager: --metrics: %s\n", reason.text);
+            options_exit(options, 2);
+        }
         break;
     case 'p':
         *plaintext = true;
