@@ -340,7 +340,14 @@ int region_fill(struct region *region, uint64_t offset, uint32_t length, const v
 
 int region_write_end(struct region *region, uint64_t offset, uint32_t length, bool complete)
 {
-    write_unpin(region, offset / PAGE_BYTES, (offset + length - 1) / PAGE_BYTES + 1, complete);
+    uint64_t first = offset / PAGE_BYTES;
+    uint64_t end = (offset + length - 1) / PAGE_BYTES + 1;
+
+    if (!complete) {
+        /* Pages that existed, as zeros, stay; what was charged for them may not be there yet. */
+        populate(region, first, end);
+    }
+    write_unpin(region, first, end, complete);
     return atomic_load_explicit(&region->dead, memory_order_relaxed) ? -ESHUTDOWN : 0;
 }
 
@@ -517,22 +524,14 @@ uint64_t region_slabs(struct region *region, uint64_t bytes)
 
 /* ---- taking files up again ---- */
 
-/* No memory behind pages [page, end): those that should have some do not exist. */
-static uint64_t reconcile_hole(struct region *region, uint64_t page, uint64_t end)
+/* No memory behind pages [page, end): they are zero, if they exist; a write was about to give them some. */
+static void reconcile_hole(struct region *region, uint64_t page, uint64_t end)
 {
     struct slice slice;
-    uint64_t lost = 0;
 
     while (slice_next(region->chunks, &page, end, &slice)) {
-        for (unsigned w = words_first(&slice); w < words_end(&slice); w++) {
-            uint64_t *stored = &slice.chunk->stored[w];
-            uint64_t bad = *stored & word_mask(w, slice.first, slice.end);
-            lost += (unsigned)__builtin_popcountll(bad & slice.chunk->exists[w]);
-            slice.chunk->exists[w] &= ~bad;
-            *stored &= ~bad;
-        }
+        set_stored(&slice, false);
     }
-    return lost;
 }
 
 /* There is memory behind pages [page, end): it is freed where no page is. Return: pages that are. */
@@ -554,7 +553,7 @@ static uint64_t reconcile_data(struct region *region, uint64_t page, uint64_t en
 
 int pages_reconcile(struct region *region, uint64_t *stored)
 {
-    uint64_t n = 0, lost = 0;
+    uint64_t n = 0;
     off_t at = 0, size = (off_t)region->size;
 
     for (uint64_t i = 0; i < region->n_chunks; i++) {
@@ -571,13 +570,9 @@ int pages_reconcile(struct region *region, uint64_t *stored)
         if (hole < 0) {
             return -errno;
         }
-        lost += reconcile_hole(region, (uint64_t)at / PAGE_BYTES, (uint64_t)data / PAGE_BYTES);
+        reconcile_hole(region, (uint64_t)at / PAGE_BYTES, (uint64_t)data / PAGE_BYTES);
         n += reconcile_data(region, (uint64_t)data / PAGE_BYTES, (uint64_t)hole / PAGE_BYTES);
         at = hole;
-    }
-    if (lost) {
-        log_error("%llu pages of a region have lost their memory: they do not exist any more",
-                  (unsigned long long)lost);
     }
     *stored = n * PAGE_BYTES;
     return 0;

@@ -93,6 +93,7 @@ def test_killed_in_the_middle_of_a_write():
             control.call("region-keep", name="r")
             with host.peer("r") as peer:
                 peer.write(0, b"o" * (2 * MIB))
+                peer.zeroes(8 * MIB, MIB)
             peer = host.peer("r")
             peer.request(WRITE, MIB, 8 * MIB, b"n" * (3 * MIB + 17))
             eventually(lambda: control.region("r")["stored"] == 9 * MIB, "the write is charged")
@@ -103,6 +104,7 @@ def test_killed_in_the_middle_of_a_write():
             assert control.region("r")["stored"] == 2 * MIB == state.pages("r")
             assert peer.read(0, MIB) == b"o" * MIB
             assert expect(NbdError, peer.read, 2 * MIB, PAGE).number == EIO
+            assert peer.read(8 * MIB, MIB) == bytes(MIB)
             peer.write(MIB, b"w" * (8 * MIB))
             assert control.region("r")["stored"] == 9 * MIB == state.pages("r")
 
