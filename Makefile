@@ -37,22 +37,34 @@ UNUSED = $(addprefix split-migrate/,driver_libvirt.c virt.c virt_pace.c names_li
     verb_enable.c verb_check.c)
 endif
 
+# Without libibverbs and librdmacm pages go by TCP only.
+RDMA_PKGS = libibverbs librdmacm
+HAVE_RDMA ?= $(shell pkg-config --exists $(RDMA_PKGS) 2>/dev/null && echo 1)
+ifeq ($(HAVE_RDMA),1)
+RDMA_CFLAGS := $(shell pkg-config --cflags $(RDMA_PKGS))
+RDMA_LIBS := $(shell pkg-config --libs $(RDMA_PKGS))
+UNUSED += common/nbd_rdma_none.c subhost-server/rdma_none.c
+else
+UNUSED += $(addprefix common/,nbd_rdma.c nbd_rdma_connect.c rdma_limits.c) \
+          $(addprefix subhost-server/,rdma_server.c rdma_region.c rdma_connection.c)
+endif
+
 PROGRAMS = split-migrate uffd-pager subhost-server
 LIBS_split-migrate = -linih $(LIBVIRT_LIBS)
 PKGS = jansson
 
 ALL_CFLAGS = $(CSTD) $(WARN) $(CFLAGS) $(HARDEN) $(SANFLAGS) -D_GNU_SOURCE -I. -pthread -MMD -MP \
-             $(LIBVIRT_CFLAGS)
+             $(LIBVIRT_CFLAGS) $(RDMA_CFLAGS)
 ALL_LDFLAGS = $(LDFLAGS) $(SANFLAGS) -pthread -pie -Wl,-z,relro,-z,now,--as-needed
-LDLIBS = -ljansson -lgnutls -lmicrohttpd
+LDLIBS = -ljansson -lgnutls -lmicrohttpd $(RDMA_LIBS)
 
 Q = $(if $(V),,@)
 say = $(if $(V),,@printf '  %-5s %s\n' $(1) $(2))
 
-# What is compiled differs with and without libvirt: a change of mind makes these anew.
-$(B)/libvirt-$(HAVE_LIBVIRT):
+# What is compiled differs with and without libvirt and RDMA: a change of mind makes these anew.
+$(B)/libvirt-$(HAVE_LIBVIRT) $(B)/rdma-$(HAVE_RDMA):
 	@mkdir -p $(@D)
-	@rm -f $(B)/libvirt-*
+	@rm -f $(@D)/$(firstword $(subst -, ,$(@F)))-*
 	@touch $@
 $(B)/split-migrate/driver.o: $(B)/libvirt-$(HAVE_LIBVIRT)
 
@@ -74,6 +86,7 @@ $(B)/%.o: %.c
 	$(Q)$(CC) $(ALL_CFLAGS) -c -o $@ $<
 
 $(COMMON_LIB): $(call objects,$(call sources,common))
+$(COMMON_LIB) $(B)/libsubhost-server.a: $(B)/rdma-$(HAVE_RDMA)
 $(PREDICTOR_LIB): $(call objects,$(filter-out predictor/replay.c,$(call sources,predictor)))
 $(foreach p,$(PROGRAMS),$(eval $(B)/lib$(p).a: $(call objects,$(call sources,$(p)))))
 
@@ -81,7 +94,7 @@ $(foreach p,$(PROGRAMS),$(eval $(B)/lib$(p).a: $(call objects,$(call sources,$(p
 	$(call say,AR,$@)
 	@mkdir -p $(@D)
 	@rm -f $@
-	$(Q)$(AR) rcs $@ $^
+	$(Q)$(AR) rcs $@ $(filter %.o,$^)
 
 $(B)/bin/%: $(B)/%/main.o $(B)/lib%.a $(PREDICTOR_LIB) $(COMMON_LIB)
 	$(call say,LD,$@)
@@ -112,10 +125,11 @@ tools: all $(TEST_TOOLS) $(B)/bin/mover-floor
 
 # ---- set-up ----
 
-DEPS_BUILD = gcc make libc6-dev pkg-config libjansson-dev libinih-dev libgnutls28-dev libmicrohttpd-dev libvirt-dev libxml2-dev
+DEPS_BUILD = gcc make libc6-dev pkg-config libjansson-dev libinih-dev libgnutls28-dev libmicrohttpd-dev libvirt-dev libxml2-dev \
+             libibverbs-dev librdmacm-dev
 DEPS_TEST = python3 python3-prometheus-client libcmocka-dev libnbd-bin nbdkit gnutls-bin qemu-utils fio cpio gzip procps ca-certificates \
             busybox-static xz-utils apt-utils dpkg-dev clang libclang-rt-14-dev clang-tidy cppcheck \
-            shellcheck mandoc iproute2 kmod systemd mmdebstrap lintian
+            shellcheck mandoc iproute2 kmod systemd mmdebstrap lintian ibverbs-providers perftest
 DEPS_DEB = debhelper dpkg-dev
 DEPS = $(DEPS_BUILD) $(DEPS_TEST) $(DEPS_DEB)
 
@@ -184,7 +198,7 @@ lint: deps  ## clang-tidy, cppcheck, shellcheck, house rules
 	@bash tests/lint.sh
 
 # A fuzz target is linked with all our code, built by clang with libFuzzer and ASan.
-FUZZ_CFLAGS = $(CSTD) -O1 -g -D_GNU_SOURCE -I. -pthread -fsanitize=fuzzer-no-link,address,undefined \
+FUZZ_CFLAGS = $(RDMA_CFLAGS) $(CSTD) -O1 -g -D_GNU_SOURCE -I. -pthread -fsanitize=fuzzer-no-link,address,undefined \
               -fno-sanitize-recover=undefined -Wall -Wextra
 FUZZ_SOURCES = $(foreach d,common predictor uffd-pager subhost-server,$(call sources,$(d)))
 FUZZ_OBJECTS = $(patsubst %.c,$(B)-fuzz/%.o,$(filter-out predictor/replay.c,$(FUZZ_SOURCES)))

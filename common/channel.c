@@ -58,8 +58,22 @@ const char *channel_error(const struct channel *channel, int err)
     return why ? why : strerror(-err);
 }
 
+void channel_abort(struct channel *channel)
+{
+    if (channel->rdma) {
+        nbd_rdma_abort(channel->rdma);
+    } else {
+        shutdown(channel->fd, SHUT_RDWR);
+    }
+}
+
 void channel_close(struct channel *channel)
 {
+    if (channel->rdma) {
+        nbd_rdma_close(channel->rdma);
+        *channel = CHANNEL_NONE;
+        return;
+    }
     if (channel->tls) {
         tls_end(channel->tls);
     }

@@ -16,6 +16,10 @@
  *    in front.  (That is what one does with a plain socket.)
  *
  * One thread may send while another one receives.
+ *
+ * A connection to a sub-host's region may also be RDMA (nbd_rdma.h): requests and replies of NBD go
+ * in and out as they would on a socket, and fd only wakes, if channel_more() was false before.  One
+ * thread has all of it.
  */
 #ifndef COMMON_CHANNEL_H
 #define COMMON_CHANNEL_H
@@ -30,11 +34,13 @@
 
 #include "common/endpoint.h"
 #include "common/log.h"
+#include "common/nbd_rdma.h"
 #include "common/tls.h"
 
 struct channel {
     int fd;          /* -1: none */
     struct tls *tls; /* NULL: plaintext */
+    struct nbd_rdma *rdma; /* not NULL: fd is its own, and no socket */
 };
 
 #define CHANNEL_NONE ((struct channel){.fd = -1})
@@ -49,6 +55,10 @@ static inline ssize_t channel_recv(const struct channel *channel, void *to, size
     if (channel->tls) {
         return tls_recv(channel->tls, to, n, !(flags & MSG_DONTWAIT));
     }
+    if (channel->rdma) {
+        ssize_t got_rdma = nbd_rdma_receive(channel->rdma, to, n);
+        return got_rdma ? got_rdma : -EAGAIN;
+    }
     ssize_t got = recv(channel->fd, to, n, flags);
     return got < 0 ? -errno : got;
 }
@@ -60,6 +70,10 @@ static inline ssize_t channel_sendv(const struct channel *channel, struct iovec 
     if (channel->tls) {
         return tls_sendv(channel->tls, iov, n, !(flags & MSG_DONTWAIT));
     }
+    if (channel->rdma) {
+        ssize_t sent_rdma = nbd_rdma_send(channel->rdma, iov, n);
+        return sent_rdma ? sent_rdma : -EAGAIN;
+    }
     struct msghdr message = {.msg_iov = iov, .msg_iovlen = n};
     ssize_t sent = sendmsg(channel->fd, &message, flags | MSG_NOSIGNAL);
     return sent < 0 ? -errno : sent;
@@ -69,9 +83,9 @@ static inline ssize_t channel_sendv(const struct channel *channel, struct iovec 
 static inline ssize_t channel_send(const struct channel *channel, const void *from, size_t n,
                                    int flags)
 {
-    if (channel->tls) {
+    if (channel->tls || channel->rdma) {
         struct iovec iov = {.iov_base = (void *)(uintptr_t)from, .iov_len = n};
-        return tls_sendv(channel->tls, &iov, 1, !(flags & MSG_DONTWAIT));
+        return channel_sendv(channel, &iov, 1, flags);
     }
     ssize_t sent = send(channel->fd, from, n, flags | MSG_NOSIGNAL);
     return sent < 0 ? -errno : sent;
@@ -80,7 +94,8 @@ static inline ssize_t channel_send(const struct channel *channel, const void *fr
 /** channel_more() - true if there may be bytes to read although poll(2) on the socket would wait */
 static inline bool channel_more(const struct channel *channel)
 {
-    return channel->tls && tls_more(channel->tls);
+    return (channel->tls && tls_more(channel->tls)) ||
+           (channel->rdma && !nbd_rdma_sleep(channel->rdma));
 }
 
 /**
@@ -104,6 +119,9 @@ int channel_timeout(struct channel *channel, int timeout_ms);
 
 /** channel_error() - what a failed send or receive was about, for people */
 const char *channel_error(const struct channel *channel, int err);
+
+/** channel_abort() - sends and receives fail from now on, and fd wakes; any thread */
+void channel_abort(struct channel *channel);
 
 /** channel_close() - say good-bye if that takes no time, close, free; none is fine */
 void channel_close(struct channel *channel);

@@ -17,6 +17,7 @@ const struct policy_key policy_keys[] = {
     {"main", "low-watermark", MAIN(low_watermark), 1, INT64_MAX, POLICY_MARK, false},
     {"main", "high-watermark", MAIN(high_watermark), 1, INT64_MAX, POLICY_MARK, false},
     {POLICY_SUBHOST, "uri", SUBHOST(control), 0, 0, POLICY_URI, false},
+    {POLICY_SUBHOST, "fallback", SUBHOST(tcp_will_do), 0, 0, POLICY_FALLBACK, false},
     {POLICY_SUBHOST, "memory", SUBHOST(memory), CHUNK_BYTES, INT64_MAX, POLICY_SIZE, false},
     {POLICY_SUBHOST, "weight", SUBHOST(weight), 0, 1000, POLICY_NUMBER, false},
     {"pages", "granule", MAIN(granule), PAGE_BYTES, CHUNK_BYTES, POLICY_SIZE, true},
@@ -180,20 +181,28 @@ static int policy_parse_loss(char to[POLICY_WORD_LEN], const char *value, struct
     return 0;
 }
 
+bool policy_uri_is_rdma(const char *uri)
+{
+    return strncmp(uri, "rdma", 4) == 0;
+}
+
 int policy_parse_uri(const char *uri, struct endpoint *endpoint, struct reason *reason)
 {
-    static const char *const schemes[] = {"subhost://", "subhost+tcp://", "subhost+tls://"};
+    static const char *const schemes[] = {"://", "+tcp://", "+tls://"};
     enum { BY_HOST, TCP, TLS, NONE } transport = BY_HOST;
+    bool subhost = strncmp(uri, "subhost", 7) == 0;
+    const char *what = uri + (subhost ? 7 : policy_uri_is_rdma(uri) ? 4 : strlen(uri));
     char text[ENDPOINT_TEXT_LEN];
 
-    while (transport < NONE && strncmp(uri, schemes[transport], strlen(schemes[transport])) != 0) {
+    while (transport < NONE && strncmp(what, schemes[transport], strlen(schemes[transport])) != 0) {
         transport++;
     }
-    const char *rest = transport < NONE ? uri + strlen(schemes[transport]) : uri;
+    const char *rest = transport < NONE ? what + strlen(schemes[transport]) : uri;
     if (transport == NONE || (*rest == '/' && transport != BY_HOST)) {
         return reason_set(reason, -EINVAL,
                           "uri '%.80s' must be subhost://HOST[:PORT] or subhost:///PATH, or "
-                          "subhost+tls:// or subhost+tcp://HOST[:PORT]",
+                          "subhost+tls:// or subhost+tcp://HOST[:PORT]; or with rdma for "
+                          "subhost",
                           uri);
     }
     if (*rest == '/') {
@@ -244,6 +253,18 @@ static int policy_set_uri(struct policy *policy, struct policy_subhost *subhost,
         }
     }
     subhost->control = endpoint;
+    subhost->rdma = policy_uri_is_rdma(value);
+    return 0;
+}
+
+static int policy_parse_fallback(bool *tcp_will_do, const char *value, struct reason *reason)
+{
+    *tcp_will_do = strcmp(value, "tcp") == 0;
+    if (!*tcp_will_do && strcmp(value, "none") != 0) {
+        return reason_set(reason, -EINVAL,
+                          "fallback '%.64s' must be tcp or none: what to do if RDMA does not come up",
+                          value);
+    }
     return 0;
 }
 
@@ -265,6 +286,8 @@ int policy_set(struct policy *policy, struct policy_subhost *subhost, const stru
         return policy_parse_predictor(policy, value, reason);
     case POLICY_LOSS:
         return policy_parse_loss(to, value, reason);
+    case POLICY_FALLBACK:
+        return policy_parse_fallback(to, value, reason);
     case POLICY_URI:
         return subhost ? policy_set_uri(policy, subhost, value, reason) : -EINVAL;
     }

@@ -34,6 +34,8 @@ struct policy_mark {
 struct policy_subhost {
     char name[POLICY_NAME_LEN];
     struct endpoint control;
+    bool rdma;        /* pages go by RDMA ... */
+    bool tcp_will_do; /* ... or by TCP if it does not come up */
     uint64_t memory; /* most it may store for one guest; 0: what it has free */
     uint64_t weight;
     unsigned line;                      /* of the section's header */
@@ -108,8 +110,11 @@ int policy_check(const struct policy *policy, struct reason *reason);
 /** policy_mark_bytes() - a watermark in bytes */
 uint64_t policy_mark_bytes(const struct policy *policy, const struct policy_mark *mark);
 
+/** policy_uri_is_rdma() - does it ask for pages by RDMA? */
+bool policy_uri_is_rdma(const char *uri);
+
 /**
- * policy_parse_uri() - subhost[+TRANSPORT]://HOST[:PORT] or subhost:///PATH
+ * policy_parse_uri() - subhost[+TRANSPORT]://HOST[:PORT] or subhost:///PATH, or rdma for subhost
  * As with libvirt, another host means TLS; +tcp means plaintext, +tls TLS also on this host.
  * Return: 0 or -EINVAL, @reason.
  */

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "common/log.h"
+#include "common/nbd_rdma.h"
 
 #define HOSTS_CONNECT_MS 5000
 
@@ -156,6 +157,60 @@ int subhost_call(struct subhost *subhost, const char *verb, json_t *args, json_t
                : 0;
 }
 
+/* An address among @list where pages can go by RDMA, as a pager reaches it; "": there is none. */
+static void choose_rdma(const json_t *list, const struct endpoint *control,
+                        char rdma[ENDPOINT_TEXT_LEN])
+{
+    rdma[0] = '\0';
+    for (size_t i = 0; i < json_array_size(list) && !rdma[0]; i++) {
+        const char *text = json_string_value(json_array_get(list, i));
+        struct endpoint address;
+        if (!text || nbd_rdma_parse(text, &address, NULL) < 0) {
+            continue;
+        }
+        bool any = !address.host[0] || strcmp(address.host, "0.0.0.0") == 0 ||
+                   strcmp(address.host, "::") == 0;
+        if (any && control->is_unix) {
+            continue; /* which of its cards? */
+        }
+        if (any) {
+            memcpy(address.host, control->host, sizeof(address.host));
+        }
+        nbd_rdma_format(&address, rdma);
+    }
+}
+
+/* Does the sub-host serve pages as the policy wants them? */
+static int subhost_choose_transport(struct subhost *subhost, const json_t *list,
+                                    struct reason *reason)
+{
+    const struct policy_subhost *policy = subhost->policy;
+
+    int err = hosts_choose_data(list, &policy->control, subhost->data);
+    if (err) {
+        return reason_set(reason, err,
+                          err == -EPERM
+                              ? "sub-host '%s' serves memory without TLS only: start it with a "
+                                "tls: address to --listen, or allow that by subhost+tcp://"
+                              : "sub-host '%s' has no data address that other hosts can reach",
+                          policy->name);
+    }
+    if (!policy->rdma) {
+        return 0;
+    }
+    choose_rdma(list, &policy->control, subhost->rdma);
+    if (!subhost->rdma[0] && !policy->tcp_will_do) {
+        return reason_set(reason, -EINVAL,
+                          "sub-host '%s' serves no pages by RDMA: start it with --listen "
+                          "rdma:HOST:PORT, or let fallback = tcp",
+                          policy->name);
+    }
+    if (!subhost->rdma[0]) {
+        log_warn("sub-host '%s': pages go by TCP, as it serves none by RDMA", policy->name);
+    }
+    return 0;
+}
+
 int subhost_connect(struct subhost *subhost, const struct policy_subhost *policy,
                     struct reason *reason)
 {
@@ -180,27 +235,21 @@ int subhost_open(struct subhost *subhost, const struct policy_subhost *policy,
         return err;
     }
     subhost->free = hosts_bytes(status, "free");
-    err = hosts_choose_data(json_object_get(status, "data"), &policy->control, subhost->data);
-    if (err) {
-        reason_set(reason, err,
-                   err == -EPERM ? "sub-host '%s' serves memory without TLS only: start it with a "
-                                   "tls: address to --listen, or allow that by subhost+tcp://"
-                                 : "sub-host '%s' has no data address that other hosts can reach",
-                   policy->name);
-    }
+    err = subhost_choose_transport(subhost, json_object_get(status, "data"), reason);
     json_decref(status);
     return err;
 }
 
 int subhost_reserve(struct subhost *subhost, const char *uuid, uint64_t size, uint64_t reserve,
-                    uint64_t limit, struct reason *reason)
+                    uint64_t limit, uint64_t slab, struct reason *reason)
 {
     json_t *answer = NULL;
 
     hosts_ticket(subhost->ticket);
     json_t *args =
-        json_pack("{s:s, s:I, s:I, s:I, s:s}", "name", uuid, "size", (json_int_t)size, "reserve",
-                  (json_int_t)reserve, "limit", (json_int_t)limit, "ticket", subhost->ticket);
+        json_pack("{s:s, s:I, s:I, s:I, s:I, s:s}", "name", uuid, "size", (json_int_t)size,
+                  "reserve", (json_int_t)reserve, "limit", (json_int_t)limit, "slab",
+                  (json_int_t)slab, "ticket", subhost->ticket);
     int err = subhost_call(subhost, "region-create", args, &answer, reason);
     if (err) {
         return err;

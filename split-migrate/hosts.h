@@ -34,6 +34,7 @@ struct subhost {
     struct control_client *client;
     uint64_t free;
     char data[ENDPOINT_TEXT_LEN];
+    char rdma[ENDPOINT_TEXT_LEN]; /* where pages go by RDMA; "": by TCP */
     char export_name[HOSTS_EXPORT_LEN];
     char ticket[HOSTS_TICKET_LEN];
     bool reserved; /* it has a region of ours */
@@ -69,7 +70,7 @@ int subhost_open(struct subhost *subhost, const struct policy_subhost *policy,
 
 /** subhost_reserve() - make the guest's region, transient until the pager keeps it */
 int subhost_reserve(struct subhost *subhost, const char *uuid, uint64_t size, uint64_t reserve,
-                    uint64_t limit, struct reason *reason);
+                    uint64_t limit, uint64_t slab, struct reason *reason);
 
 /** subhost_release() - delete the region if there is one */
 void subhost_release(struct subhost *subhost, const char *uuid);

@@ -256,7 +256,7 @@ int move_reserve(struct move *move, struct reason *reason)
     for (unsigned i = 0; i < move->n_subhosts; i++) {
         const struct plan_subhost *plan = &move->plan.subhost[i];
         int err = subhost_reserve(&move->subhost[i], move->guest.uuid, move->plan.ram,
-                                  plan->reserve, plan->limit, reason);
+                                  plan->reserve, plan->limit, move->policy.slab, reason);
         if (err) {
             return err;
         }
@@ -278,6 +278,11 @@ static json_t *prepare_subhost_list(const struct move *move)
                                         "export", subhost->export_name, "ticket", subhost->ticket,
                                         "limit", (json_int_t)move->plan.subhost[i].limit, "weight",
                                         (json_int_t)plan_weight(&move->plan, i)));
+        if (subhost->rdma[0]) {
+            json_t *added = json_array_get(list, i);
+            json_object_set_new(added, "rdma", json_string(subhost->rdma));
+            json_object_set_new(added, "fallback", json_boolean(subhost->policy->tcp_will_do));
+        }
     }
     return list;
 }

@@ -24,6 +24,7 @@ struct chunk {
     uint32_t readers;
     uint32_t writers;
     bool sweep; /* there may be pages on their way out */
+    bool lent;  /* clients reach it by themselves, unseen: nothing of it goes (region_lend()) */
 };
 
 struct region {

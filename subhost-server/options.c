@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "common/metrics.h"
+#include "common/nbd_rdma.h"
 #include "common/units.h"
 #include "common/version.h"
 
@@ -74,7 +75,8 @@ static void print_help(void)
                  rows[i].argument ? rows[i].argument : "");
         printf("  %-22s  %s\n", left, rows[i].help);
     }
-    printf("\nADDR is tls:HOST:PORT, tcp:HOST:PORT (an IPv6 address in brackets) or unix:PATH.\n");
+    printf("\nADDR is tls:HOST:PORT, tcp:HOST:PORT (an IPv6 address in brackets) or unix:PATH; to serve\n"
+           "pages also rdma:HOST:PORT, once.\n");
 }
 
 static int add_endpoint(struct endpoint *endpoints, unsigned *n, const char *option,
@@ -89,6 +91,18 @@ static int add_endpoint(struct endpoint *endpoints, unsigned *n, const char *opt
         (*n)++;
     }
     return err;
+}
+
+static int add_listen(struct options *options, const char *text, struct reason *reason)
+{
+    if (strncmp(text, "rdma:", 5) != 0) {
+        return add_endpoint(options->listen, &options->n_listen, "listen", text, reason);
+    }
+    if (options->has_rdma) {
+        return reason_set(reason, -EINVAL, "--listen rdma: may be given once");
+    }
+    options->has_rdma = true;
+    return nbd_rdma_parse(text, &options->rdma, reason);
 }
 
 static int parse_number(const char *option, const char *text, unsigned long min, unsigned long max,
@@ -123,7 +137,7 @@ static int apply(struct options *options, int id, const char *value, struct reas
     case OPT_MEMORY:
         return parse_memory(value, &options->memory, reason);
     case OPT_LISTEN:
-        return add_endpoint(options->listen, &options->n_listen, "listen", value, reason);
+        return add_listen(options, value, reason);
     case OPT_CONTROL:
         return add_endpoint(options->control, &options->n_control, "control", value, reason);
     case OPT_CONTROL_GROUP:
@@ -212,6 +226,7 @@ static int check_tls(const struct options *options, struct reason *reason)
 
 static int finish(struct options *options, struct reason *reason)
 {
+    char text[ENDPOINT_TEXT_LEN];
     int err = 0;
 
     if (options->forget) {
@@ -237,6 +252,12 @@ static int finish(struct options *options, struct reason *reason)
     }
     if (!err) {
         err = check_reach(options, &options->metrics, options->has_metrics, reason);
+    }
+    if (!err && options->has_rdma && !options->plaintext && !endpoint_is_local(&options->rdma)) {
+        err = reason_set(reason, -EINVAL,
+                         "%.150s can be reached from other hosts, and RDMA is not encrypted: give "
+                         "--plaintext if that is meant",
+                         nbd_rdma_format(&options->rdma, text));
     }
     return err ? err : check_tls(options, reason);
 }

@@ -16,6 +16,8 @@ struct options {
     uint64_t memory;
     struct endpoint listen[OPTIONS_MAX_LISTEN];
     unsigned n_listen;
+    struct endpoint rdma; /* serve pages by RDMA too */
+    bool has_rdma;
     struct endpoint control[OPTIONS_MAX_LISTEN];
     unsigned n_control;
     struct endpoint metrics;

@@ -35,6 +35,9 @@
  * point: a page is what has memory, exists and is stored.  So bits that say less come
  * before memory goes, and exists comes after the contents.
  *
+ * A chunk that clients reach over RDMA (region_lend()) has a writer that never leaves, and all its
+ * pages exist: what is trimmed there becomes zero.
+ *
  * Locks: chunk c is guarded by locks[c % N_LOCKS]; a thread holds one at a
  * time, and takes the quota's lock inside it.
  */
@@ -351,6 +354,20 @@ int region_write_end(struct region *region, uint64_t offset, uint32_t length, bo
     return atomic_load_explicit(&region->dead, memory_order_relaxed) ? -ESHUTDOWN : 0;
 }
 
+void region_lend(struct region *region, uint64_t offset, uint32_t length)
+{
+    uint64_t page = offset / PAGE_BYTES;
+    uint64_t end = (offset + length - 1) / PAGE_BYTES + 1;
+    struct slice slice;
+
+    while (slice_next(region->chunks, &page, end, &slice)) {
+        pthread_mutex_t *lock = slice_lock(region, &slice);
+        set_exist(&slice, true);
+        slice.chunk->lent = true;
+        pthread_mutex_unlock(lock);
+    }
+}
+
 /* ---- clearing ---- */
 
 /* Make a slice of whole pages not exist (@exist = false), or exist and be zero. */
@@ -365,6 +382,7 @@ static int clear_slice(struct region *region, struct slice *slice, bool exist)
         pthread_mutex_unlock(lock);
         return err;
     }
+    exist = exist || chunk->lent;
     if (stored && is_busy(chunk)) {
         if (exist || chunk->writers) {
             clear_stored(region, slice, false);
@@ -558,7 +576,7 @@ int pages_reconcile(struct region *region, uint64_t *stored)
 
     for (uint64_t i = 0; i < region->n_chunks; i++) {
         region->chunks[i].readers = region->chunks[i].writers = 0;
-        region->chunks[i].sweep = false;
+        region->chunks[i].sweep = region->chunks[i].lent = false;
     }
     while (at < size) {
         off_t data = lseek(region->fd, at, SEEK_DATA);

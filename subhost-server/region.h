@@ -101,6 +101,12 @@ int region_fill(struct region *region, uint64_t offset, uint32_t length, const v
 /** region_write_end() - @complete: the pages exist now; otherwise fresh ones are taken back */
 int region_write_end(struct region *region, uint64_t offset, uint32_t length, bool complete);
 
+/**
+ * region_lend() - a range that region_write_begin() pinned stays so until the region is killed
+ * All its pages exist from now on, as nobody sees which are written; whole chunks, or to the end.
+ */
+void region_lend(struct region *region, uint64_t offset, uint32_t length);
+
 /** region_trim() - whole pages within the range do not exist any more and take no memory */
 int region_trim(struct region *region, uint64_t offset, uint32_t length);
 

@@ -20,12 +20,15 @@
 #include <unistd.h>
 
 #include "common/meminfo.h"
+#include "common/nbd_rdma.h"
 #include "common/notify.h"
 #include "common/units.h"
 #include "common/version.h"
 #include "subhost-server/export.h"
 #include "subhost-server/store_metrics.h"
 #include "subhost-server/verbs.h"
+
+#define RDMA_CONNECTIONS 256u
 
 static void warn_of_memory(uint64_t memory)
 {
@@ -51,6 +54,13 @@ static void disconnect_region(void *opaque, const struct region *region)
     for (unsigned i = 0; i < server->n_data; i++) {
         nbd_server_disconnect(server->nbd[i], export_is_of, (void *)(uintptr_t)region);
     }
+}
+
+static void revoke_region(void *opaque, const struct region *region)
+{
+    struct server *server = opaque;
+
+    rdma_server_revoke(server->rdma, region);
 }
 
 /* A UNIX socket's directory is made if only its last part is missing. */
@@ -97,6 +107,26 @@ static int start_data(struct server *server, struct reason *reason)
         log_info("pages at %s", endpoint_format(&server->data[i], text));
     }
     return 0;
+}
+
+static int start_rdma(struct server *server, struct reason *reason)
+{
+    const struct options *options = server->options;
+    struct rdma_server_config config = {
+        .store = &server->store,
+        .max_connections = options->max_connections ? options->max_connections : RDMA_CONNECTIONS,
+    };
+    char text[ENDPOINT_TEXT_LEN];
+
+    if (!options->has_rdma) {
+        return 0;
+    }
+    server->rdma_address = options->rdma;
+    int err = rdma_server_start(&server->rdma, &server->rdma_address, &config, reason);
+    if (!err) {
+        log_info("pages at %s", nbd_rdma_format(&server->rdma_address, text));
+    }
+    return err;
 }
 
 static int start_control(struct server *server, struct reason *reason)
@@ -172,6 +202,8 @@ static void stop(struct server *server)
         control_server_stop(server->controls[i]);
     }
     unlink_sockets(server->control, server->n_control);
+    rdma_server_stop(server->rdma);
+    server->rdma = NULL;
     metrics_stop(server->metrics);
     unlink_sockets(&server->options->metrics, server->metrics != NULL);
     for (unsigned i = 0; i < server->n_data; i++) {
@@ -262,6 +294,7 @@ int server_run(const struct options *options, struct reason *reason)
     server->options = options;
     store_init(&server->store, options->memory);
     server->store.disconnect = disconnect_region;
+    server->store.revoke = revoke_region;
     server->store.opaque = server;
     warn_of_memory(options->memory);
 
@@ -271,6 +304,9 @@ int server_run(const struct options *options, struct reason *reason)
     }
     if (!err) {
         err = start_data(server, reason);
+    }
+    if (!err) {
+        err = start_rdma(server, reason);
     }
     if (!err) {
         err = start_control(server, reason);
@@ -299,7 +335,7 @@ int server_run(const struct options *options, struct reason *reason)
 
 unsigned server_connections(const struct server *server)
 {
-    unsigned n = 0;
+    unsigned n = rdma_server_connections(server->rdma);
 
     for (unsigned i = 0; i < server->n_data; i++) {
         n += nbd_server_connections(server->nbd[i]);

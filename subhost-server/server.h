@@ -9,6 +9,7 @@
 #include "common/metrics.h"
 #include "common/nbd_server.h"
 #include "subhost-server/options.h"
+#include "subhost-server/rdma_server.h"
 #include "subhost-server/statedir.h"
 #include "subhost-server/store.h"
 
@@ -19,6 +20,8 @@ struct server {
     struct endpoint data[OPTIONS_MAX_LISTEN]; /* with the ports the kernel chose */
     struct nbd_server *nbd[OPTIONS_MAX_LISTEN];
     unsigned n_data;
+    struct rdma_server *rdma; /* NULL: none */
+    struct endpoint rdma_address;
     struct endpoint control[OPTIONS_MAX_LISTEN];
     struct control_server *controls[OPTIONS_MAX_LISTEN];
     unsigned n_control;

@@ -225,6 +225,9 @@ static void entry_free(struct store_entry *entry)
  */
 static void dispose(struct store *store, struct store_entry *entry)
 {
+    if (store->revoke) {
+        store->revoke(store->opaque, entry->region);
+    }
     region_kill(entry->region);
     if (store->disconnect) {
         store->disconnect(store->opaque, entry->region);

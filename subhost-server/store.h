@@ -46,6 +46,8 @@ struct store {
     unsigned n_regions;
     struct store_stats stats;
     struct statedir *state; /* where regions are in files; NULL: nowhere, they end with us */
+    /* Nobody may reach the region by RDMA any more; called without the lock, before it is killed. */
+    void (*revoke)(void *opaque, const struct region *region);
     /* Cut off the clients of a region; called without the lock. */
     void (*disconnect)(void *opaque, const struct region *region);
     void *opaque;

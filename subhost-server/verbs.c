@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "common/nbd_rdma.h"
 #include "common/version.h"
 
 /* ---- arguments ---- */
@@ -218,6 +219,9 @@ static json_t *status_object(struct server *server)
     quota_status(&server->store.quota, &quota);
     for (unsigned i = 0; i < server->n_data; i++) {
         json_array_append_new(data, json_string(endpoint_format(&server->data[i], text)));
+    }
+    if (server->rdma) {
+        json_array_append_new(data, json_string(nbd_rdma_format(&server->rdma_address, text)));
     }
     return json_pack("{s:s, s:o, s:I, s:I, s:I, s:I, s:i}", "version", SPLIT_MIGRATE_VERSION,
                      "data", data, "memory", (json_int_t)quota.memory, "stored",

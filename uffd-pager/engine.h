@@ -33,6 +33,9 @@ enum engine_loss {
 struct engine_subhost {
     char name[64];
     struct endpoint data;
+    struct endpoint rdma; /* used if has_rdma */
+    bool has_rdma;
+    bool tcp_will_do; /* ... and data if RDMA does not come up */
     char export_name[512]; /* NBD export, without "/strict" */
     /* Where to ask for its room; control.host is "" if nowhere. */
     struct endpoint control;

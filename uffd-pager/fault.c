@@ -421,7 +421,11 @@ static void fault_sleep(struct fault_thread *thread)
 {
     struct epoll_event events[16];
     bool waits = thread->parked_n || thread->in_flight || thread->overflow;
-    int n = epoll_wait(thread->epoll, events, 16, waits ? FAULT_TICK_MS : -1);
+    int n = 0;
+
+    if (fetch_may_sleep(thread)) {
+        n = epoll_wait(thread->epoll, events, 16, waits ? FAULT_TICK_MS : -1);
+    }
 
     thread->now_us = units_now_us();
     for (int i = 0; i < n; i++) {

@@ -84,6 +84,9 @@ void fetch_flush(struct fault_thread *thread);
 /** fetch_receive() - take answers from all sub-hosts that owe some. Return: true if there were any. */
 bool fetch_receive(struct fault_thread *thread);
 
+/** fetch_may_sleep() - false: there are answers already */
+bool fetch_may_sleep(struct fault_thread *thread);
+
 /** fetch_attend() - new connections, silent and lost sub-hosts */
 void fetch_attend(struct fault_thread *thread);
 

@@ -171,6 +171,19 @@ bool fetch_receive(struct fault_thread *thread)
     return busy;
 }
 
+bool fetch_may_sleep(struct fault_thread *thread)
+{
+    bool may = true;
+
+    for (unsigned i = 0; i < thread->engine->config.n_subhosts; i++) {
+        const struct link *link = &thread->links[i];
+        if (link_up(link) && link->owed) {
+            may = !channel_more(&link->channel) && may;
+        }
+    }
+    return may;
+}
+
 void fetch_flush(struct fault_thread *thread)
 {
     for (unsigned i = 0; i < thread->engine->config.n_subhosts; i++) {

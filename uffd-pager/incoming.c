@@ -39,6 +39,9 @@ static void incoming_engine_config(struct worker *worker, struct engine_config *
         to->data = from->data;
         to->control = from->control;
         to->weight = from->weight;
+        to->rdma = from->rdma;
+        to->has_rdma = from->has_rdma;
+        to->tcp_will_do = from->tcp_will_do;
     }
     config->budget = session->budget;
     config->low_watermark = session->low_watermark;

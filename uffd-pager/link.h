@@ -9,6 +9,9 @@
  * (link_host.c): a link that is down asks for a connection; the new channel is
  * left in link.fresh and the owner is kicked.
  *
+ * With RDMA (common/nbd_rdma.h) a link looks the same; whoever sleeps on its descriptor makes sure
+ * of channel_more() first.
+ *
  * A sub-host is in trouble from the first connection that cannot be made, or
  * breaks or stays silent while answers are owed, until there is a valid
  * answer.  Trouble that lasts is told to the operator (SUBHOST_LOST, then
@@ -61,6 +64,7 @@ struct link_host {
     struct control_client *control; /* thread only */
     _Atomic bool waited;     /* the guest waits for a page of this sub-host, which is lost */
     bool paused;             /* and is stopped for it; thread only */
+    bool told_tcp;           /* that TCP does it, as RDMA did not come up; thread only */
     bool told;               /* the operator knows of the trouble; thread only */
     uint64_t told_pages_us, lost_seen_us; /* thread only */
     bool demoted;            /* CLEAN pages have been made LOCAL; thread only */

@@ -14,6 +14,7 @@
 #include "uffd-pager/install.h"
 #include "uffd-pager/uffd_abi.h"
 
+#define LINK_STAGING (1u << 20) /* of an RDMA connection */
 #define LINK_JUDGE_MS 50u
 #define LINK_ROOM_MS 500 /* for an answer about room */
 #define LINK_TELL_US 500000u /* trouble shorter than this is only logged */
@@ -257,6 +258,40 @@ static bool link_still_there(const struct link_host *host, const struct link *wa
     return false;
 }
 
+static int link_check_size(const struct link_host *host, uint64_t size, struct reason *reason)
+{
+    return size < host->engine->layout->flat_size
+               ? reason_set(reason, -EINVAL, "its region is smaller than the guest's memory")
+               : 0;
+}
+
+/* Return: 0; 1: it did not come up, but TCP will do; or -errno. */
+static int link_dial_rdma(struct link_host *host, struct channel *channel, struct reason *reason)
+{
+    const struct engine_subhost *subhost = link_subhost(host);
+    int err = nbd_rdma_connect(&channel->rdma, &subhost->rdma, subhost->export_name, LINK_STAGING,
+                               host->timeout_ms, reason);
+
+    if (err && err != -ENOENT && subhost->tcp_will_do) {
+        if (!host->told_tcp) {
+            log_warn("sub-host '%s': pages go by TCP, as RDMA did not come up: %s", subhost->name,
+                     reason->text);
+        }
+        host->told_tcp = true;
+        return 1;
+    }
+    if (err) {
+        return err;
+    }
+    channel->fd = nbd_rdma_fd(channel->rdma);
+    err = link_check_size(host, nbd_rdma_size(channel->rdma), reason);
+    if (err) {
+        channel_close(channel);
+    }
+    host->told_tcp = false;
+    return err;
+}
+
 static int link_dial(struct link_host *host, bool strict, struct channel *channel,
                      struct reason *reason)
 {
@@ -264,14 +299,22 @@ static int link_dial(struct link_host *host, bool strict, struct channel *channe
     char name[sizeof(subhost->export_name) + sizeof("/strict")];
     struct nbd_client client;
 
+    *channel = CHANNEL_NONE;
+    if (subhost->has_rdma) {
+        int rc = link_dial_rdma(host, channel, reason);
+        if (rc <= 0) {
+            return rc;
+        }
+    }
     snprintf(name, sizeof(name), "%s%s", subhost->export_name, strict ? "/strict" : "");
     int err = nbd_client_connect(&client, &subhost->data, name, host->timeout_ms, reason);
     if (err < 0) {
         return err;
     }
-    if (client.size < host->engine->layout->flat_size) {
+    err = link_check_size(host, client.size, reason);
+    if (err) {
         nbd_client_close(&client, true);
-        return reason_set(reason, -EINVAL, "its region is smaller than the guest's memory");
+        return err;
     }
     link_socket_options(client.channel.fd);
     *channel = client.channel;

@@ -89,7 +89,7 @@ static bool stop_stream(struct mover *mover, struct mover_stream *stream)
     pthread_mutex_lock(&mover->lock);
     bool connecting = stream->connecting;
     if (stream->connected && (mover->failed || mover->outstanding)) {
-        shutdown(stream->client.channel.fd, SHUT_RDWR);
+        channel_abort(&stream->client.channel);
     }
     pthread_mutex_unlock(&mover->lock);
     ssize_t ignored = write(stream->wake, &one, sizeof(one));

@@ -12,6 +12,7 @@
 
 #include "predictor/predictor.h"
 #include "uffd-pager/mover_internal.h"
+#include "uffd-pager/rdma_choice.h"
 
 static int config_number(const json_t *object, const char *key, uint64_t most, uint64_t *to,
                          struct reason *reason)
@@ -193,6 +194,10 @@ static int config_target(struct mover *mover, unsigned i, const json_t *object,
     if (!err) {
         err = config_text(object, "export", target->export_name, sizeof(target->export_name),
                           reason);
+    }
+    if (!err && i != MOVER_MAIN) {
+        err = rdma_choice_parse(object, &target->rdma, &target->has_rdma, &target->tcp_will_do,
+                                reason);
     }
     for (unsigned c = 0; c < mover->connections && !err; c++) {
         target->stream[c] = mover_stream_new(mover, target);

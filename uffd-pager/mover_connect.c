@@ -41,6 +41,34 @@ static void connect_ready(struct mover *mover)
     mover_notify(mover);
 }
 
+/* Return: 0; 1: it did not come up, but TCP will do; or -errno: the migration has failed. */
+static int connect_rdma(struct mover_stream *stream, int timeout_ms)
+{
+    struct mover_target *target = stream->target;
+    struct channel channel = CHANNEL_NONE;
+    struct reason reason = {""};
+
+    int err = nbd_rdma_connect(&channel.rdma, &target->rdma, target->export_name,
+                               MOVER_RDMA_STAGING, timeout_ms, &reason);
+    if (err && err != -ENOENT && target->tcp_will_do) {
+        if (stream == target->stream[0]) {
+            log_warn("%s: memory goes by TCP, as RDMA did not come up: %s", target->title,
+                     reason.text);
+        }
+        return 1;
+    }
+    if (!err) {
+        channel.fd = nbd_rdma_fd(channel.rdma);
+        if (nbd_rdma_size(channel.rdma) < stream->mover->layout.flat_size) {
+            channel_close(&channel);
+            err = reason_set(&reason, -EINVAL, "its region is smaller than the guest's RAM");
+        }
+    }
+    stream->client.channel = channel;
+    connect_set(stream, false, err == 0);
+    return err ? connect_failed(stream, err, &reason) : 0;
+}
+
 static int connect_export(struct mover_stream *stream, int timeout_ms)
 {
     struct mover *mover = stream->mover;
@@ -111,7 +139,10 @@ int mover_connect(struct mover_stream *stream)
     if (stream->target == &stream->mover->target[MOVER_MAIN]) {
         return connect_main(stream);
     }
-    int err = connect_export(stream, MOVER_CONNECT_TIMEOUT_MS);
+    int err = stream->target->has_rdma ? connect_rdma(stream, MOVER_CONNECT_TIMEOUT_MS) : 1;
+    if (err > 0) {
+        err = connect_export(stream, MOVER_CONNECT_TIMEOUT_MS);
+    }
     if (!err) {
         connect_ready(stream->mover);
     }

@@ -67,6 +67,7 @@
 #define STREAM_SLOTS 1024               /* requests in flight */
 #define STREAM_BATCH_BYTES (1u << 20)   /* payload of one sendmsg */
 #define STREAM_WINDOW_BYTES (8u << 20)  /* payload in flight */
+#define MOVER_RDMA_STAGING (4u << 20)   /* of an RDMA connection */
 
 /* A request that is being put together or has no reply yet. */
 struct mover_slot {
@@ -104,6 +105,9 @@ struct mover_stream {
 struct mover_target {
     char title[96]; /* "the main host" or "sub-host 'name'", for sentences */
     struct endpoint endpoint;
+    struct endpoint rdma; /* used if has_rdma */
+    bool has_rdma;
+    bool tcp_will_do; /* ... and endpoint if RDMA does not come up */
     char export_name[512];
     uint32_t head, tail; /* mover.lock: queue of chunks, MOVER_NO_CHUNK: empty */
     _Atomic uint64_t *bytes; /* in the totals */

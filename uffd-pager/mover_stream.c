@@ -5,7 +5,8 @@
  * Requests are gathered into a batch, headers and payloads as iovecs, and go
  * out in one sendmsg.  Payloads are sent from the guest's memory as it is then;
  * what the guest writes later it also reports dirty.  Replies are read whenever
- * sending would block, so a peer that sends before it reads cannot lock us up.
+ * sending would block, so a peer that sends before it reads cannot lock us up.  With RDMA the channel
+ * makes one-sided WRITEs of them (common/nbd_rdma.h).
  */
 #include <errno.h>
 #include <poll.h>
@@ -120,6 +121,9 @@ static int stream_poll(struct mover_stream *stream, short events, int timeout_ms
 {
     struct pollfd pfd = {.fd = stream->client.channel.fd, .events = events};
 
+    if (channel_more(&stream->client.channel)) {
+        return stream_read(stream);
+    }
     int n = poll(&pfd, 1, timeout_ms < 0 ? MOVER_STALL_TIMEOUT_MS : timeout_ms);
     if (n == 0 && timeout_ms < 0) {
         return mover_fail(stream->mover, -ETIMEDOUT, "%s has answered nothing for %d seconds",
@@ -244,6 +248,9 @@ int mover_stream_wait(struct mover_stream *stream)
     };
     uint64_t count;
 
+    if (channel_more(&stream->client.channel)) {
+        return stream_read(stream);
+    }
     int n = poll(pfd, 2, stream->n_busy ? MOVER_STALL_TIMEOUT_MS : -1);
     if (n == 0) {
         return mover_fail(stream->mover, -ETIMEDOUT, "%s has answered nothing for %d seconds",

@@ -306,6 +306,12 @@ static void pageout_sleep(struct pageout *pageout)
     if (atomic_load(&pageout->engine->trim_chunks) && timeout < 0) {
         timeout = PAGEOUT_TICK_MS;
     }
+    for (unsigned i = 0; i < pageout->engine->config.n_subhosts; i++) {
+        const struct link *link = &pageout->hosts[i].link;
+        if (link_up(link) && link->owed && channel_more(&link->channel)) {
+            timeout = 0;
+        }
+    }
     int n = epoll_wait(pageout->epoll, events, 16, timeout);
     atomic_store(&pageout->active, true);
     for (int i = 0; i < n; i++) {

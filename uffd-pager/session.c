@@ -11,6 +11,7 @@
 
 #include "common/control.h"
 #include "common/units.h"
+#include "uffd-pager/rdma_choice.h"
 
 #define SESSION_CONTROL_TIMEOUT_MS 3000
 #define SESSION_MAX_BLOCK ((uint64_t)1 << 46)
@@ -82,6 +83,10 @@ static int session_parse_subhost(struct session_subhost *subhost, const json_t *
         uint64_t weight;
         err = session_number(object, "weight", 1, UINT32_MAX, &weight, reason);
         subhost->weight = (unsigned)weight;
+    }
+    if (!err) {
+        err = rdma_choice_parse(object, &subhost->rdma, &subhost->has_rdma, &subhost->tcp_will_do,
+                                reason);
     }
     return err;
 }
@@ -242,6 +247,8 @@ static json_t *session_to_json(const struct session *session)
                                 endpoint_format(&subhost->control, control), "export",
                                 subhost->export_name, "ticket", subhost->ticket, "weight",
                                 (json_int_t)subhost->weight));
+        rdma_choice_add(json_array_get(subhosts, i), &subhost->rdma, subhost->has_rdma,
+                        subhost->tcp_will_do);
     }
     return json_pack(
         "{s:s, s:s, s:I, s:I, s:I, s:I, s:i, s:i, s:i, s:s, s:s, s:I, s:i, s:o, s:o, s:i, s:I}", "state", "split",

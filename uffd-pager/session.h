@@ -24,6 +24,8 @@ struct session_subhost {
     char name[64];
     struct endpoint data;
     struct endpoint control;
+    struct endpoint rdma; /* pages go there if has_rdma, or to data if tcp_will_do */
+    bool has_rdma, tcp_will_do;
     char export_name[512];
     char ticket[65];
     unsigned weight;

@@ -17,7 +17,8 @@ set -eu
 
 # Loaded by init in this order.
 modules="irqbypass ccp kvm kvm-amd"
-# Modules for tests of RDMA belong into a second list, appended to the first.
+# Loaded only for tests whose names begin with rdma: verbs without a card (soft RoCE).
+rdma_modules="crc32_generic udp_tunnel ip6_udp_tunnel configfs ib_core ib_uverbs ib_cm iw_cm rdma_cm rdma_ucm rdma_rxe dummy"
 
 firmware="bios-256k.bin kvmvapic.bin linuxboot.bin linuxboot_dma.bin multiboot_dma.bin pvh.bin"
 
@@ -45,7 +46,7 @@ fetch_kernel() (
     [ -n "$uri" ] || out_of_reach "apt has no source for '$release'"
     apt=$cache/apt.new
     rm -rf "$apt" "$1.new"
-    mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial" "$1.new/modules"
+    mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial" "$1.new/modules" "$1.new/rdma-modules"
     ring=/usr/share/keyrings/debian-archive-keyring.gpg
     [ -e $ring ] && signed="[signed-by=$ring] " || signed=''
     printf 'deb %s%s %s-backports main\n' "$signed" "$uri" "$release" >"$apt/sources.list"
@@ -68,10 +69,14 @@ CONF
     dpkg-deb -x ./*.deb unpacked
     mv unpacked/boot/vmlinuz-* "$1.new/vmlinuz"
     number=10
-    for name in $modules; do
+    for name in $modules $rdma_modules; do
         file=$(find unpacked -name "$name.ko*")
         [ -f "$file" ] || die "$package has no module $name"
-        target=$1.new/modules/$number-$name.ko
+        folder=modules
+        case " $rdma_modules " in
+            *" $name "*) folder=rdma-modules ;;
+        esac
+        target=$1.new/$folder/$number-$name.ko
         case $file in
             *.xz) xz -dc "$file" >"$target" ;;
             *.zst) zstd -qdc "$file" >"$target" ;;
@@ -117,13 +122,18 @@ build_base() {
     mkdir -p "$root/bin" "$root/usr/lib" "$root/usr/share/qemu" "$root/lab/guest"
     cp "$busybox" "$root/bin/busybox"
     ln -s busybox "$root/bin/sh"
-    cp -r "$kernel/modules" "$root/modules"
+    cp -r "$kernel/modules" "$kernel/rdma-modules" "$root/"
 
     version=$(/usr/bin/python3 -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
     programs /usr/bin "/usr/bin/$version" "$qemu"
     ln -s "$version" "$root/usr/bin/python3"
     tar -C /usr/lib -c -f - --exclude='config-*' --exclude=test --exclude=distutils --exclude=lib2to3 \
         --exclude=pydoc_data --exclude=idlelib --exclude=ensurepip "$version" | tar -C "$root/usr/lib" -x -f -
+    programs /usr/bin "$(command -v rdma)" "$(command -v ib_read_lat)"
+    # The library loads its part for soft RoCE by name.
+    programs /usr/lib/x86_64-linux-gnu/libibverbs /usr/lib/x86_64-linux-gnu/libibverbs/librxe-*.so
+    mkdir -p "$root/etc/libibverbs.d"
+    cp -L /etc/libibverbs.d/rxe.driver "$root/etc/libibverbs.d/"
     # fakepager wants ctypes; other extension modules do without their libraries or are not needed.
     for extension in "/usr/lib/$version"/lib-dynload/_ctypes.*.so; do
         programs /usr/lib/"$version"/lib-dynload "$extension"
@@ -150,6 +160,7 @@ build_ours() {
     rm -rf "$root"
     mkdir -p "$root/lab/tests/guest"
     programs /lab/build/bin "$build"/bin/*
+    programs /lab/build/tests/tools "$build/tests/tools/engineplay" "$build/tests/tools/movertool"
     cp -r "$top/tests/lib" "$top/tests/lab/tests" "$root/lab/tests/"
     mkdir "$root/lab/tests/lab"
     mv "$root/lab/tests/tests" "$root/lab/tests/lab/"
@@ -182,7 +193,10 @@ key() {
     sha256sum | cut -c 1-16
 }
 
-kernel=$cache/kernel-$(echo "$modules" | key)
+for program in rdma ib_read_lat; do
+    command -v $program >/dev/null || out_of_reach "there is no program $program (packages iproute2, perftest)"
+done
+kernel=$cache/kernel-$(echo "$modules $rdma_modules" | key)
 [ -s "$kernel/vmlinuz" ] || fetch_kernel "$kernel"
 
 # The QEMU binary changes in place while it is being developed: its contents count, not its name.
@@ -197,7 +211,7 @@ if [ ! -s "$base" ]; then
 fi
 
 initrd=$build/lab/initrd
-ours=$({ echo "$base"; cat "$here/build.sh" "$here/init" "$here"/tests/* "$top"/tests/lib/*.py "$build"/bin/*; } | key)
+ours=$({ echo "$base"; cat "$here/build.sh" "$here/init" "$here"/tests/* "$top"/tests/lib/*.py "$build"/bin/* "$build"/tests/tools/*play "$build"/tests/tools/movertool; } | key)
 if [ ! -s "$initrd" ] || [ "$(cat "$initrd.key" 2>/dev/null)" != "$ours" ]; then
     rm -f "$initrd.key"
     build_ours "$build/lab/ours.cpio"

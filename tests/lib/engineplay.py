@@ -37,7 +37,7 @@ class EnginePlay:
         self.events = []
         self.answers = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
-        assert self._answer(60) == "ready"
+        assert self._answer(self.patience) == "ready"
         if start:
             self.start()
 
@@ -56,10 +56,12 @@ class EnginePlay:
         assert answer is not None, "engineplay ended: %s" % self.process.wait(5)
         return answer
 
-    def __call__(self, *words, seconds=60):
+    patience = 60  # seconds an answer may take
+
+    def __call__(self, *words, seconds=None):
         self.process.stdin.write((" ".join(map(str, words)) + "\n").encode())
         self.process.stdin.flush()
-        return self._answer(seconds)
+        return self._answer(seconds or self.patience)
 
     def start(self):
         answer = self("engine")

@@ -26,6 +26,7 @@
 #include <sys/wait.h>
 
 #include "common/nbd_client.h"
+#include "common/nbd_rdma.h"
 #include "tests/tools/playguest.h"
 #include "uffd-pager/engine.h"
 #include "tests/tools/tlsenv.h"
@@ -186,39 +187,52 @@ static uint8_t initial_state(uint64_t page)
                                                        : PAGE_UNTOUCHED;
 }
 
+/* Write the @n REMOTE pages before @end, which are the last of @run. */
+static void arrive_remote(struct nbd_client *client, const uint8_t *run, uint64_t end, uint64_t n)
+{
+    int err = n ? nbd_client_write(client, run, (end - n) * PAGE_BYTES, (uint32_t)(n * PAGE_BYTES))
+                : 0;
+
+    if (err < 0) {
+        die("cannot place pages", strerror(-err));
+    }
+}
+
 static void arrive_chunk(struct nbd_client *clients, uint64_t chunk)
 {
-    static uint8_t contents[PAGE_BYTES];
+    static uint8_t run[CHUNK_BYTES];
     uint64_t end = (chunk + 1) * CHUNK_PAGES;
+    uint64_t n_run = 0;
 
     if (config.n_subhosts) {
         map.subhost[chunk] = (uint8_t)(chunk % config.n_subhosts);
     }
+    struct nbd_client *client = &clients[config.n_subhosts ? map.subhost[chunk] : 0];
     map.history[chunk] = (uint8_t)play_mix(chunk);
     for (uint64_t page = chunk * CHUNK_PAGES; page < end; page++) {
         uint8_t state = initial_state(page);
         int block = play_block(play, page);
         map.pages[page] = state;
+        if (state != PAGE_REMOTE) {
+            arrive_remote(client, run, page, n_run);
+            n_run = 0;
+        }
         if (state == PAGE_UNTOUCHED) {
             continue;
         }
+        uint8_t *contents = run + n_run * PAGE_BYTES;
         play->generation[page] = 1;
         play_fill(play, page, 1, contents);
-        int err = 0;
-        if (state == PAGE_LOCAL) {
-            off_t at = (off_t)(page * PAGE_BYTES - play->block[block].flat +
-                               play->block[block].fd_offset);
-            err = pwrite(play->block[block].fd, contents, PAGE_BYTES, at) == (ssize_t)PAGE_BYTES
-                      ? 0
-                      : -errno;
-        } else {
-            err = nbd_client_write(&clients[map.subhost[chunk]], contents, page * PAGE_BYTES,
-                                   PAGE_BYTES);
+        if (state == PAGE_REMOTE) {
+            n_run++;
+            continue;
         }
-        if (err < 0) {
-            die("cannot place a page", strerror(-err));
+        off_t at = (off_t)(page * PAGE_BYTES - play->block[block].flat + play->block[block].fd_offset);
+        if (pwrite(play->block[block].fd, contents, PAGE_BYTES, at) != (ssize_t)PAGE_BYTES) {
+            die("cannot place a page", strerror(errno));
         }
     }
+    arrive_remote(client, run, end, n_run);
 }
 
 static void arrive(void)
@@ -560,6 +574,23 @@ static uint64_t size_of(const char *text)
     return bytes;
 }
 
+/* @text: rdma:HOST:PORT, and +tcp if that will do as well. */
+static void add_rdma(struct engine_subhost *subhost, char *text)
+{
+    struct reason reason;
+    char *plus = strstr(text, "+tcp");
+
+    if (plus) {
+        *plus = '\0';
+    }
+    subhost->has_rdma = true;
+    subhost->tcp_will_do = plus != NULL;
+    if (nbd_rdma_parse(text, &subhost->rdma, &reason) < 0) {
+        die(text, reason.text);
+    }
+}
+
+/* @text: ADDRESS,EXPORT[,CONTROL][,RDMA] */
 static void add_subhost(char *text)
 {
     struct engine_subhost *subhost = &config.subhost[config.n_subhosts];
@@ -567,14 +598,23 @@ static void add_subhost(char *text)
     struct reason reason;
 
     if (!comma || config.n_subhosts == PAGEMAP_MAX_SUBHOSTS) {
-        die("--subhost wants ADDRESS,EXPORT[,CONTROL]", text);
+        die("--subhost wants ADDRESS,EXPORT[,CONTROL][,RDMA]", text);
     }
     *comma = '\0';
-    char *control = strchr(comma + 1, ',');
-    if (control) {
-        *control++ = '\0';
-        if (endpoint_parse(control, &subhost->control, &reason) < 0) {
-            die(control, reason.text);
+    for (char *more = strchr(comma + 1, ','); more;) {
+        char *word = more + 1;
+        *more = '\0';
+        more = strchr(word, ',');
+        if (more) {
+            *more = '\0';
+        }
+        if (strncmp(word, "rdma:", 5) == 0) {
+            add_rdma(subhost, word);
+        } else if (endpoint_parse(word, &subhost->control, &reason) < 0) {
+            die(word, reason.text);
+        }
+        if (more) {
+            *more = ',';
         }
     }
     if (endpoint_parse(text, &subhost->data, &reason) < 0) {
