@@ -238,6 +238,9 @@ bench-mover: deps  ## the mover alone, to a main host and to sub-hosts, beside t
 	@$(MAKE) --no-print-directory -j$$(nproc) tools
 	@BUILD=$(B) /usr/bin/python3 bench/bench_mover.py
 
+bench-placement:  ## where slabs go, simulated: 1,000 sub-hosts, 10,000 guests, 1, 2, 3 choices
+	@BUILD=$(B) /usr/bin/python3 bench/placement.py
+
 # ---- the rest ----
 
 PREFIX ?= /usr/local
@@ -258,6 +261,6 @@ help:  ## print the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## \(.*\)/  \1\t\2/p' Makefile | expand -t 22
 
 .PHONY: all tools deps build-deps qemu check unit check-unit check-integration check-e2e check-lab \
-        check-libvirt check-package check-asan check-tsan lint fuzz fuzzers demo bench-migrate bench-sparse bench-mover install uninstall deb clean help
+        check-libvirt check-package check-asan check-tsan lint fuzz fuzzers demo bench-migrate bench-sparse bench-mover bench-placement install uninstall deb clean help
 .SECONDARY:
 -include $(shell find $(B) $(B)-fuzz -name '*.d' 2>/dev/null)
