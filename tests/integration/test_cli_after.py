@@ -104,9 +104,14 @@ def check_figures(look, guest):
 def check_rates(look, guest):
     before = look.stat()
     guest("go")
-    stat = look.stat()
+    stat = {}
+
+    def pages():
+        stat.update(look.stat())
+        return stat["page_in_rate"] > 0 < stat["page_out_rate"]
+    wait_until("it pages in and out", 20, pages)
     guest("halt")
-    expect(stat["page_ins"] > before["page_ins"] and stat["page_in_rate"] > 0 < stat["page_out_rate"], stat)
+    expect(stat["page_ins"] > before["page_ins"] and stat["page_outs"] > before["page_outs"], stat)
     expect(0 < stat["fault_p50_us"] <= stat["fault_p99_us"] <= stat["fault_max_us"], stat)
     # Copies of clean pages, and old ones of changed pages, are on the sub-hosts besides what is only there.
     pages = look.json("pages", "--json", "--uris", look.domain)

@@ -38,9 +38,9 @@ def test_usage():
     run("self-test")
     out, _ = run("--help")
     verbs = re.findall(r"^  ([a-z-]+)   ", out.split("Verbs:")[1], re.M)
-    assert verbs == ["migrate", "enable", "disable", "check", "plan", "status", "abort",
-                     "dommemstat", "pages", "setbudget", "top", "subhost-list", "subhost-info",
-                     "help"], verbs
+    tables = json.loads(run("self-test", "--json")[0])
+    assert verbs == [v["name"] for v in tables["verbs"] if not v["hidden"]], verbs
+    assert {"migrate", "status", "dommemstat", "help"} <= set(verbs), verbs
     for verb in verbs:
         shown, _ = run("help", verb)
         assert run(verb, "--help")[0] == shown == run("--help", verb)[0]
