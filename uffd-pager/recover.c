@@ -15,7 +15,8 @@
  *
  * A busy LOCAL hole in a chunk without a sub-host can only be a discard that was cut short: UNTOUCHED.
  * What lies in no block any more (it was unplugged) is UNTOUCHED, and trimmed on its sub-host.
- * Chunks with busy pages are fenced: WRITEs of the dead worker may still be in the sub-host's buffers.
+ * Chunks with pages that were leaving or being discarded are fenced: WRITEs and TRIMs of the dead worker
+ * may still be in the sub-host's buffers.  READs do no harm, and dropped pages are not sent.
  * UNTOUCHED pages are trimmed: nobody knows which TRIMs it still had to send.
  */
 #include <errno.h>
@@ -50,7 +51,8 @@ static void recover_pages(struct engine *engine, uint64_t first, uint64_t end, b
         uint8_t byte = pagemap_get(map, page);
         bool has_subhost = atomic_load(&map->subhost[chunk]) < engine->config.n_subhosts;
         uint8_t state = recover_state(byte, data, has_subhost);
-        if (byte & PAGE_BUSY && has_subhost) {
+        bool sends = page_state(byte) == PAGE_LOCAL || page_state(byte) == PAGE_UNTOUCHED;
+        if (byte & PAGE_BUSY && sends && has_subhost) {
             atomic_fetch_or(&engine->chunk_flags[chunk], CHUNK_FENCED);
         }
         if (state != byte) {
