@@ -46,6 +46,7 @@ struct driver_qmp {
     bool set;       /* the source's settings were changed */
     bool handed_over;
     json_t *capabilities; /* the source's, before */
+    json_t *arrival_capabilities; /* the destination's, before */
     json_t *parameters;
     struct pace pace;
 };
@@ -194,6 +195,7 @@ static void driver_close(struct driver *driver)
     qmp_close(&d->source);
     qmp_close(&d->destination);
     json_decref(d->capabilities);
+    json_decref(d->arrival_capabilities);
     json_decref(d->parameters);
     free(d);
 }
@@ -241,8 +243,13 @@ static int driver_set_capabilities(struct qmp *qmp, const struct driver_capabili
 
 static int driver_listen(struct driver_qmp *d, struct reason *reason)
 {
-    int err = driver_set_capabilities(&d->destination, driver_destination_capabilities,
+    int err = qmp_call(&d->destination, "query-migrate-capabilities", NULL,
+                       &d->arrival_capabilities, QMP_CALL_MS, NULL, reason);
+
+    if (!err) {
+        err = driver_set_capabilities(&d->destination, driver_destination_capabilities,
                                       DRIVER_N(driver_destination_capabilities), reason);
+    }
     if (!err) {
         d->listening = true;
         err = qmp_call(&d->destination, "stop", NULL, NULL, QMP_CALL_MS, NULL, reason);
@@ -499,11 +506,34 @@ static void driver_forget_stream(struct driver_qmp *d)
     }
 }
 
+/* Give a QEMU back what it had of those in @ours; one that refuses keeps ours. */
+static void driver_restore_capabilities(struct qmp *qmp, const json_t *before,
+                                        const struct driver_capability *ours, size_t n)
+{
+    json_t *list = json_array();
+
+    for (size_t i = 0; i < json_array_size(before); i++) {
+        json_t *entry = json_array_get(before, i);
+        const char *name = json_string_value(json_object_get(entry, "capability"));
+        for (size_t k = 0; name && k < n; k++) {
+            if (strcmp(name, ours[k].name) == 0) {
+                json_array_append(list, entry);
+            }
+        }
+    }
+    qmp_call(qmp, "migrate-set-capabilities", json_pack("{s:o}", "capabilities", list), NULL,
+             QMP_CALL_MS, NULL, NULL);
+}
+
 static void driver_retire(struct driver *driver, bool keep_source)
 {
     struct driver_qmp *d = driver_of(driver);
 
     driver_forget_stream(d);
+    /* With a return path the guest could not be saved to a file. */
+    driver_restore_capabilities(&d->destination, d->arrival_capabilities,
+                                driver_destination_capabilities,
+                                DRIVER_N(driver_destination_capabilities));
     if (!keep_source) {
         qmp_quit(&d->source);
     }
@@ -514,28 +544,18 @@ static void driver_retire(struct driver *driver, bool keep_source)
 /* Give the source back the settings it had; a QEMU that refuses keeps ours, which do no harm. */
 static void driver_restore(struct driver_qmp *d)
 {
-    json_t *list = json_array();
     json_t *parameters = json_object();
     static const char *const names[] = {"max-bandwidth", "downtime-limit",
                                         "avail-switchover-bandwidth"};
 
-    for (size_t i = 0; i < json_array_size(d->capabilities); i++) {
-        json_t *entry = json_array_get(d->capabilities, i);
-        const char *name = json_string_value(json_object_get(entry, "capability"));
-        for (size_t k = 0; name && k < DRIVER_N(driver_source_capabilities); k++) {
-            if (strcmp(name, driver_source_capabilities[k].name) == 0) {
-                json_array_append(list, entry);
-            }
-        }
-    }
     for (size_t i = 0; i < DRIVER_N(names); i++) {
         json_t *value = json_object_get(d->parameters, names[i]);
         if (value) {
             json_object_set(parameters, names[i], value);
         }
     }
-    qmp_call(&d->source, "migrate-set-capabilities", json_pack("{s:o}", "capabilities", list), NULL,
-             QMP_CALL_MS, NULL, NULL);
+    driver_restore_capabilities(&d->source, d->capabilities, driver_source_capabilities,
+                                DRIVER_N(driver_source_capabilities));
     qmp_call(&d->source, "migrate-set-parameters", parameters, NULL, QMP_CALL_MS, NULL, NULL);
 }
 
