@@ -91,6 +91,20 @@ static int verb_migrate_check(const struct arguments *arguments)
     return EXIT_OK;
 }
 
+/* What happens when the time is over means something only if there is a time. */
+static int verb_migrate_check_timeout(const struct move *move, const struct arguments *arguments)
+{
+    static const char *const options[] = {"timeout-suspend", "timeout-abort"};
+
+    for (size_t i = 0; i < 2; i++) {
+        if (options_get(arguments, options[i]) && !move->policy.timeout_s) {
+            output_error("option '--%s' needs '--timeout SECONDS'", options[i]);
+            return EXIT_USAGE;
+        }
+    }
+    return EXIT_OK;
+}
+
 int verb_migrate(const struct arguments *arguments)
 {
     struct move *move = move_new();
@@ -115,6 +129,9 @@ int verb_migrate(const struct arguments *arguments)
     int status = verb_migrate_check(arguments);
     if (status == EXIT_OK) {
         status = verbs_move(move, arguments);
+    }
+    if (status == EXIT_OK) {
+        status = verb_migrate_check_timeout(move, arguments);
     }
     if (status == EXIT_OK) {
         status = verb_migrate_move(move, arguments);

@@ -165,6 +165,18 @@ def test_dry_run_changes_nothing():
         assert not changing, changing
 
 
+def test_options_that_do_not_fit():
+    def refused(says, *more):
+        with Bench() as b:
+            _, err = b.migrate("--live", *more, status=2)
+            assert says in err and err.count("\n") == 1, err
+            assert not b.calls, b.calls
+    refused("--timeout-suspend' needs '--timeout", "--timeout-suspend")
+    refused("--timeout-abort' needs '--timeout", "--timeout-abort", "--timeout", "0")
+    refused("exclude each other", "--timeout-abort", "--timeout-suspend", "--timeout", "9")
+    refused("--dname' is for domains of libvirt", "--dname", "x")
+
+
 # Every call of the sequence before the guest is handed over.
 STEPS = [
     "source query-uuid", "source query-status", "source qom-list", "source query-migrate",
