@@ -68,9 +68,9 @@ static bool check_pager(struct check *check, struct pager *pager, const struct e
     }
     if (err) {
         check_item(check, "pager", false, reason.text,
-                   endpoint->is_unix ? "start uffd-pager on that host"
-                                     : "start uffd-pager --control=ADDR on that host, or name it "
-                                       "by --pager or --dest-pager");
+                   endpoint->is_unix ? "systemctl start uffd-pager on that host"
+                                     : "give it --control in /etc/default/uffd-pager on that host, "
+                                       "or name it by --pager or --dest-pager");
         pager_close(pager);
         return false;
     }
