@@ -182,10 +182,12 @@ static int refuse_open(struct nbd_connection *conn, uint32_t option, int err)
     case -EACCES:
     case -EPERM:
         return reply_error(conn, option, NBD_REP_ERR_POLICY, "this export is not for you");
+    case -EKEYEXPIRED:
+        return reply_error(conn, option, NBD_REP_ERR_POLICY, "the ticket has expired");
     case -ESHUTDOWN:
         return reply_error(conn, option, NBD_REP_ERR_SHUTDOWN, "the server is shutting down");
     default:
-        return reply_error(conn, option, NBD_REP_ERR_UNKNOWN, "no such export");
+        return reply_error(conn, option, NBD_REP_ERR_UNKNOWN, "no such export, or not with this ticket");
     }
 }
 

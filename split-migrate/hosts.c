@@ -247,9 +247,10 @@ int subhost_reserve(struct subhost *subhost, const char *uuid, uint64_t size, ui
 
     hosts_ticket(subhost->ticket);
     json_t *args =
-        json_pack("{s:s, s:I, s:I, s:I, s:I, s:s}", "name", uuid, "size", (json_int_t)size,
+        json_pack("{s:s, s:I, s:I, s:I, s:I, s:s, s:i}", "name", uuid, "size", (json_int_t)size,
                   "reserve", (json_int_t)reserve, "limit", (json_int_t)limit, "slab",
-                  (json_int_t)slab, "ticket", subhost->ticket);
+                  (json_int_t)slab, "ticket", subhost->ticket, "ticket_seconds",
+                  HOSTS_TICKET_SECONDS);
     int err = subhost_call(subhost, "region-create", args, &answer, reason);
     if (err) {
         return err;

@@ -17,6 +17,7 @@
 
 #define HOSTS_CALL_MS 20000
 #define HOSTS_TICKET_LEN 33
+#define HOSTS_TICKET_SECONDS 600 /* how long connections may be opened with it */
 #define HOSTS_GUEST_GONE "the guest's QEMU has ended"
 #define HOSTS_EXPORT_LEN 512
 

@@ -303,6 +303,7 @@ static int prepare_incoming(struct move *move, struct reason *reason)
         (json_int_t)policy->prefetch, "lost_after_ms",
         (json_int_t)policy->subhost_timeout_s * 1000, "lost_action", policy->subhost_lost,
         "slab", (json_int_t)policy->slab, "choices", (json_int_t)policy->choices, "subhosts", prepare_subhost_list(move));
+    json_object_set_new(args, "ticket_seconds", json_integer(HOSTS_TICKET_SECONDS));
     if (move->destination.listen[0]) {
         json_object_set_new(args, "listen", json_string(move->destination.listen));
     }

@@ -37,6 +37,7 @@ struct region {
     atomic_uint references;
     atomic_uint clients;
     atomic_bool dead;
+    atomic_uint epoch;
     pthread_mutex_t locks[N_LOCKS];
 };
 

@@ -20,6 +20,7 @@
 struct client {
     struct store *store;
     struct region *region;
+    unsigned epoch; /* of the region when it was opened */
     struct bounce bounce;
 };
 
@@ -31,6 +32,14 @@ static void count(_Atomic uint64_t *counter, uint64_t n)
 static struct region *region_of(struct nbd_export *export)
 {
     return ((struct client *)export->opaque)->region;
+}
+
+/* The ticket that opened the connection has expired. */
+static bool is_late(const struct nbd_export *export)
+{
+    const struct client *client = export->opaque;
+
+    return client->epoch != region_epoch(client->region);
 }
 
 /* Count how a command ended. */
@@ -50,7 +59,9 @@ static int read_begin(struct nbd_export *export, bool strict, uint64_t offset, u
                       const void **memory)
 {
     struct store_stats *stats = &((struct client *)export->opaque)->store->stats;
-    int err = region_read_begin(region_of(export), strict, offset, length, memory);
+    int err = is_late(export)
+                  ? -EPERM
+                  : region_read_begin(region_of(export), strict, offset, length, memory);
 
     if (!err) {
         count(&stats->reads, 1);
@@ -80,7 +91,8 @@ static int export_write_begin(struct nbd_export *export, uint64_t offset, uint32
                               void **memory)
 {
     struct client *client = export->opaque;
-    int err = region_write_begin(client->region, offset, length, true, memory);
+    int err = is_late(export) ? -EPERM
+                              : region_write_begin(client->region, offset, length, true, memory);
 
     if (!err && !*memory) {
         *memory = bounce_get(&client->bounce, length);
@@ -115,7 +127,8 @@ static int export_write_end(struct nbd_export *export, uint64_t offset, uint32_t
 static int export_trim(struct nbd_export *export, uint64_t offset, uint32_t length)
 {
     count(&((struct client *)export->opaque)->store->stats.trims, 1);
-    return outcome(export, region_trim(region_of(export), offset, length));
+    return outcome(export, is_late(export) ? -EPERM
+                                           : region_trim(region_of(export), offset, length));
 }
 
 static int export_write_zeroes(struct nbd_export *export, uint64_t offset, uint32_t length,
@@ -124,6 +137,9 @@ static int export_write_zeroes(struct nbd_export *export, uint64_t offset, uint3
     struct region *region = region_of(export);
     void *memory;
 
+    if (is_late(export)) {
+        return outcome(export, -EPERM);
+    }
     if (!no_hole) {
         return outcome(export, region_zero(region, offset, length));
     }
@@ -148,13 +164,15 @@ static int export_flush(struct nbd_export *export)
 static int export_block_status(struct nbd_export *export, uint64_t offset, uint32_t length,
                                struct nbd_extent *extents, size_t *n)
 {
-    return region_status(region_of(export), false, offset, length, extents, n);
+    return is_late(export) ? -EPERM
+                           : region_status(region_of(export), false, offset, length, extents, n);
 }
 
 static int strict_block_status(struct nbd_export *export, uint64_t offset, uint32_t length,
                                struct nbd_extent *extents, size_t *n)
 {
-    return region_status(region_of(export), true, offset, length, extents, n);
+    return is_late(export) ? -EPERM
+                           : region_status(region_of(export), true, offset, length, extents, n);
 }
 
 static void export_close(struct nbd_export *export)
@@ -195,8 +213,9 @@ static int export_open(void *opaque, const char *name, size_t length, struct nbd
 {
     struct store *store = opaque;
     struct region *region;
+    unsigned epoch;
     bool strict;
-    int err = store_open(store, name, length, &region, &strict);
+    int err = store_open(store, name, length, &region, &strict, &epoch);
 
     if (err) {
         return err;
@@ -206,7 +225,7 @@ static int export_open(void *opaque, const char *name, size_t length, struct nbd
         region_unref(region);
         return -ENOMEM;
     }
-    *client = (struct client){.store = store, .region = region};
+    *client = (struct client){.store = store, .region = region, .epoch = epoch};
     region_client_came(region);
     *export = (struct nbd_export){
         .ops = strict ? &strict_ops : &export_ops,

@@ -226,6 +226,16 @@ unsigned region_clients(const struct region *region)
     return atomic_load(&region->clients);
 }
 
+unsigned region_epoch(const struct region *region)
+{
+    return atomic_load_explicit(&region->epoch, memory_order_acquire);
+}
+
+void region_new_epoch(struct region *region)
+{
+    atomic_fetch_add(&region->epoch, 1);
+}
+
 uint64_t region_size(const struct region *region)
 {
     return region->size;

@@ -65,6 +65,10 @@ void region_client_came(struct region *region);
 void region_client_left(struct region *region);
 unsigned region_clients(const struct region *region);
 
+/** region_epoch(), region_new_epoch() - clients of an earlier epoch than now's may do nothing any more */
+unsigned region_epoch(const struct region *region);
+void region_new_epoch(struct region *region);
+
 uint64_t region_size(const struct region *region);
 const struct quota_claim *region_claim(const struct region *region);
 

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/units.h"
 #include "subhost-server/statedir.h"
 
 #define STRICT "/strict"
@@ -24,16 +25,25 @@ static bool word_is_valid(const char *word)
 }
 
 /* Take as long for a wrong ticket as for a right one. */
-static bool ticket_matches(const struct store_entry *entry, const char *ticket, size_t length)
+static bool ticket_matches(const char right[STORE_WORD_MAX + 1], const char *ticket, size_t length)
 {
     unsigned char given[STORE_WORD_MAX + 1] = {0};
     unsigned difference = length > STORE_WORD_MAX;
 
     memcpy(given, ticket, length > STORE_WORD_MAX ? STORE_WORD_MAX : length);
     for (size_t i = 0; i < sizeof(given); i++) {
-        difference |= given[i] ^ (unsigned char)entry->ticket[i];
+        difference |= given[i] ^ (unsigned char)right[i];
     }
     return difference == 0;
+}
+
+/* Judge a ticket. Return: 0, -EKEYEXPIRED for the one that a guarded region had before, -EACCES. */
+static int ticket_check(const struct store_entry *entry, const char *ticket, size_t length)
+{
+    bool right = ticket_matches(entry->ticket, ticket, length);
+    bool before = entry->expired[0] && ticket_matches(entry->expired, ticket, length);
+
+    return right ? 0 : before ? -EKEYEXPIRED : -EACCES;
 }
 
 /* Caller holds the lock.  Return: the link that points to the entry, or to NULL. */
@@ -63,8 +73,11 @@ static struct store_entry **find_checked(struct store *store, const char *name, 
         *err = reason_set(reason, -ENOENT, "there is no region '%.*s'", STORE_WORD_MAX, name);
         return NULL;
     }
-    if (!ticket_matches(*link, given, strlen(given))) {
-        *err = reason_set(reason, -EACCES, "this is not the ticket of region '%s'", name);
+    *err = ticket_check(*link, given, strlen(given));
+    if (*err) {
+        reason_set(reason, *err, *err == -EKEYEXPIRED ? "this ticket of region '%s' has expired"
+                                                      : "this is not the ticket of region '%s'",
+                   name);
         return NULL;
     }
     return link;
@@ -76,7 +89,9 @@ static struct store_entry *entry_new(const struct store_request *request, struct
 
     if (entry) {
         entry->region = region;
-        entry->owner = request->owner;
+        entry->owner = entry->creator = request->owner;
+        entry->expires_us =
+            request->ticket_seconds ? units_now_us() + request->ticket_seconds * 1000000 : 0;
         entry->slab = request->slab ? request->slab : STORE_SLAB_BYTES;
         memcpy(entry->name, request->name, strlen(request->name));
         if (request->ticket) {
@@ -153,16 +168,34 @@ int store_create(struct store *store, const struct store_request *request, struc
     return err;
 }
 
-int store_keep(struct store *store, const char *name, const char *ticket, struct reason *reason)
+/* Caller holds the lock. */
+static void ticket_change(struct store_entry *entry, const char *ticket)
+{
+    if (!ticket_matches(entry->ticket, ticket, strlen(ticket))) {
+        memcpy(entry->expired, entry->ticket, sizeof(entry->expired));
+        memset(entry->ticket, 0, sizeof(entry->ticket));
+        memcpy(entry->ticket, ticket, strlen(ticket));
+        region_new_epoch(entry->region);
+    }
+}
+
+int store_keep(struct store *store, const char *name, const char *ticket, const char *new_ticket,
+               struct reason *reason)
 {
     int err;
 
+    if (new_ticket && (!word_is_valid(new_ticket) || !ticket)) {
+        return reason_set(reason, -EINVAL,
+                          "a new ticket must be 1 to %d letters, digits, '-' or '_', and follow "
+                          "another one",
+                          STORE_WORD_MAX);
+    }
     pthread_mutex_lock(&store->lock);
     struct store_entry **link = find_checked(store, name, ticket, &err, reason);
-    if (link && store->state && (*link)->owner) {
+    if (link && store->state && ((*link)->owner || new_ticket)) {
         const struct quota_claim *claim = region_claim((*link)->region);
         struct statedir_entry kept = {.name = name,
-                                      .ticket = (*link)->ticket,
+                                      .ticket = new_ticket ? new_ticket : (*link)->ticket,
                                       .size = region_size((*link)->region),
                                       .reserve = claim->reserve,
                                       .limit = claim->limit,
@@ -171,6 +204,10 @@ int store_keep(struct store *store, const char *name, const char *ticket, struct
     }
     if (link && !err) {
         (*link)->owner = NULL;
+        (*link)->expires_us = 0;
+        if (new_ticket) {
+            ticket_change(*link, new_ticket);
+        }
     }
     pthread_mutex_unlock(&store->lock);
     return err;
@@ -236,12 +273,19 @@ static void dispose(struct store *store, struct store_entry *entry)
     entry_free(entry);
 }
 
-int store_delete(struct store *store, const char *name, const char *ticket, struct reason *reason)
+int store_delete(struct store *store, const char *name, const char *ticket, const void *peer,
+                 struct reason *reason)
 {
     int err;
 
     pthread_mutex_lock(&store->lock);
     struct store_entry **link = find_checked(store, name, ticket, &err, reason);
+    if (err == -EKEYEXPIRED && peer) {
+        /* A move that failed in the middle of taking over: who made the region clears it away. */
+        struct store_entry **made = find(store, name, strlen(name));
+        link = (*made)->creator == peer ? made : NULL;
+        err = link ? 0 : err;
+    }
     struct store_entry *entry = link ? doom(store, link) : NULL;
     pthread_mutex_unlock(&store->lock);
     if (entry) {
@@ -265,6 +309,9 @@ static void delete_many(struct store *store, const void *owner, bool every)
             entry->next = gone;
             gone = entry;
         } else {
+            if ((*link)->creator == owner) {
+                (*link)->creator = NULL;
+            }
             link = &(*link)->next;
         }
     }
@@ -331,7 +378,7 @@ int store_adopt(struct store *store, struct reason *reason)
 }
 
 int store_open(struct store *store, const char *name, size_t length, struct region **region,
-               bool *strict)
+               bool *strict, unsigned *epoch)
 {
     size_t suffix = strlen(STRICT);
 
@@ -351,12 +398,16 @@ int store_open(struct store *store, const char *name, size_t length, struct regi
     }
     pthread_mutex_lock(&store->lock);
     struct store_entry *entry = *find(store, name, name_length);
-    bool found = entry && ticket_matches(entry, ticket, ticket_length);
-    if (found) {
+    int err = entry ? ticket_check(entry, ticket, ticket_length) : -ENOENT;
+    if (!err && entry->expires_us && units_now_us() >= entry->expires_us) {
+        err = -EKEYEXPIRED;
+    }
+    if (!err) {
         *region = region_ref(entry->region);
+        *epoch = region_epoch(entry->region);
     }
     pthread_mutex_unlock(&store->lock);
-    return found ? 0 : -ENOENT;
+    return err == -EACCES ? -ENOENT : err; /* whether there is such a region is not told */
 }
 
 void store_each(struct store *store, void (*visit)(void *to, const struct store_entry *entry),

@@ -5,6 +5,9 @@
  * A name and a ticket are 1 to 128 of [A-Za-z0-9_-]; a region with a ticket
  * is opened as NAME.TICKET only.  A region with an owner is transient: it goes
  * when store_delete_owned() is called for the owner, unless it was kept.
+ *
+ * A ticket is for one migration.  Who keeps the region gives it another one: the
+ * old one has expired then, also for connections that were opened with it.
  */
 #ifndef SUBHOST_SERVER_STORE_H
 #define SUBHOST_SERVER_STORE_H
@@ -35,6 +38,9 @@ struct store_entry {
     uint64_t slab; /* bytes the guest takes at a time; for the accounts only */
     char name[STORE_WORD_MAX + 1];
     char ticket[STORE_WORD_MAX + 1]; /* "": none */
+    char expired[STORE_WORD_MAX + 1]; /* the ticket before it; "": none */
+    uint64_t expires_us; /* nothing is opened with the ticket after this; 0: no limit */
+    const void *creator; /* as long as it is connected, it may delete with the expired ticket */
 };
 
 struct statedir;
@@ -70,6 +76,7 @@ struct store_request {
     const char *ticket; /* NULL: none */
     uint64_t size, reserve, limit;
     uint64_t slab; /* 0: STORE_SLAB_BYTES */
+    uint64_t ticket_seconds; /* how long the ticket opens the region before it is kept; 0: always */
     const void *owner;
 };
 
@@ -78,16 +85,22 @@ struct store_request {
 /** store_create() - Return: 0; -EINVAL, -EEXIST, -ENOSPC, -ENOMEM with a sentence in @reason */
 int store_create(struct store *store, const struct store_request *request, struct reason *reason);
 
-/** store_keep() - not transient any more; Return: 0; -ENOENT, -EACCES with a sentence in @reason */
-int store_keep(struct store *store, const char *name, const char *ticket, struct reason *reason);
+/**
+ * store_keep() - not transient any more
+ * @new_ticket: from now on instead of @ticket; NULL: @ticket stays
+ * Return: 0; -ENOENT, -EACCES, -EKEYEXPIRED, -EINVAL with a sentence in @reason.
+ */
+int store_keep(struct store *store, const char *name, const char *ticket, const char *new_ticket,
+               struct reason *reason);
 
 /** store_visit() - call @visit for one region, with the lock held; Return: as store_keep() */
 int store_visit(struct store *store, const char *name, const char *ticket,
                 void (*visit)(void *to, const struct store_entry *entry), void *to,
                 struct reason *reason);
 
-/** store_delete() - free a region now, cut off its clients; Return: as store_keep() */
-int store_delete(struct store *store, const char *name, const char *ticket, struct reason *reason);
+/** store_delete() - free a region now for @peer, cut off its clients; Return: as store_keep() */
+int store_delete(struct store *store, const char *name, const char *ticket, const void *peer,
+                 struct reason *reason);
 
 /** store_delete_owned() - delete the transient regions of @owner */
 void store_delete_owned(struct store *store, const void *owner);
@@ -95,11 +108,12 @@ void store_delete_owned(struct store *store, const void *owner);
 /**
  * store_open() - find what a client means by NAME[.TICKET][/strict]
  * @name: @length bytes, hostile
+ * @epoch: region_epoch() at that time
  *
- * Return: 0 and a reference in *@region; -ENOENT, also if the ticket is wrong.
+ * Return: 0 and a reference in *@region; -ENOENT, also if the ticket is wrong; -EKEYEXPIRED.
  */
 int store_open(struct store *store, const char *name, size_t length, struct region **region,
-               bool *strict);
+               bool *strict, unsigned *epoch);
 
 /** store_each() - call @visit for each region, with the lock held */
 void store_each(struct store *store, void (*visit)(void *to, const struct store_entry *entry),

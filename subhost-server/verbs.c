@@ -63,10 +63,13 @@ static int get_bytes(const json_t *args, const char *key, const uint64_t *fallba
 
 /* ---- regions ---- */
 
+#define MAX_TICKET_SECONDS 31536000u
+
 static json_t *region_create(void *opaque, struct control_peer *peer, const json_t *args, int *err,
                              struct reason *reason)
 {
-    static const char *const known[] = {"name", "size", "reserve", "limit", "ticket", "slab", NULL};
+    static const char *const known[] = {"name", "size", "reserve", "limit",
+                                        "ticket", "slab", "ticket_seconds", NULL};
     struct server *server = opaque;
     struct store_request request = {.owner = peer};
     const uint64_t none = 0;
@@ -90,6 +93,13 @@ static json_t *region_create(void *opaque, struct control_peer *peer, const json
     if (!*err) {
         *err = get_bytes(args, "slab", &none, &request.slab, reason);
     }
+    if (!*err) {
+        *err = get_bytes(args, "ticket_seconds", &none, &request.ticket_seconds, reason);
+    }
+    if (!*err && request.ticket_seconds > MAX_TICKET_SECONDS) {
+        *err = reason_set(reason, -EINVAL, "argument 'ticket_seconds' must be at most %u",
+                          MAX_TICKET_SECONDS);
+    }
     if (!*err && request.slab && (request.slab < CHUNK_BYTES || request.slab & (request.slab - 1))) {
         *err = reason_set(reason, -EINVAL, "argument 'slab' must be a power of two from 2 MiB");
     }
@@ -107,38 +117,47 @@ static json_t *region_create(void *opaque, struct control_peer *peer, const json
                      json_sprintf("%s%s%s", request.name, *ticket ? "." : "", ticket));
 }
 
-typedef int (*named_operation)(struct store *store, const char *name, const char *ticket,
-                               struct reason *reason);
-
-static int with_name(struct server *server, const json_t *args, named_operation operation,
-                     struct reason *reason)
+static int get_name(const json_t *args, const char *const *known, const char **name,
+                    const char **ticket, struct reason *reason)
 {
-    static const char *const known[] = {"name", "ticket", NULL};
-    const char *name, *ticket;
     int err = check_known(args, known, reason);
 
     if (!err) {
-        err = get_string(args, "name", true, &name, reason);
+        err = get_string(args, "name", true, name, reason);
     }
-    if (!err) {
-        err = get_string(args, "ticket", false, &ticket, reason);
-    }
-    return err ? err : operation(&server->store, name, ticket, reason);
+    return err ? err : get_string(args, "ticket", false, ticket, reason);
 }
 
 static json_t *region_keep(void *opaque, struct control_peer *peer, const json_t *args, int *err,
                            struct reason *reason)
 {
+    static const char *const known[] = {"name", "ticket", "new_ticket", NULL};
+    struct server *server = opaque;
+    const char *name, *ticket, *new_ticket;
+
     (void)peer;
-    *err = with_name(opaque, args, store_keep, reason);
-    return NULL;
+    *err = get_name(args, known, &name, &ticket, reason);
+    if (!*err) {
+        *err = get_string(args, "new_ticket", false, &new_ticket, reason);
+    }
+    if (!*err) {
+        *err = store_keep(&server->store, name, ticket, new_ticket, reason);
+    }
+    return *err || !new_ticket ? NULL
+                               : json_pack("{s:o}", "export", json_sprintf("%s.%s", name, new_ticket));
 }
 
 static json_t *region_delete(void *opaque, struct control_peer *peer, const json_t *args, int *err,
                              struct reason *reason)
 {
-    (void)peer;
-    *err = with_name(opaque, args, store_delete, reason);
+    static const char *const known[] = {"name", "ticket", NULL};
+    struct server *server = opaque;
+    const char *name, *ticket;
+
+    *err = get_name(args, known, &name, &ticket, reason);
+    if (!*err) {
+        *err = store_delete(&server->store, name, ticket, peer, reason);
+    }
     return NULL;
 }
 

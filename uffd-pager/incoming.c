@@ -18,6 +18,7 @@
 #include "uffd-pager/blocks.h"
 
 /* The mover reads the answer to its FLUSH and leaves; a receiver nobody leaves is closed after this. */
+#define INCOMING_MAX_TICKET_SECONDS 31536000
 #define INCOMING_TIDY_US 5000000u
 
 static void incoming_engine_config(struct worker *worker, struct engine_config *config)
@@ -224,6 +225,12 @@ static int incoming_listen(struct worker *worker, const json_t *args,
     if (config->listen.tls && tls_check(TLS_SERVER, reason) < 0) {
         return -EINVAL;
     }
+    json_int_t seconds = json_integer_value(json_object_get(args, "ticket_seconds"));
+    if (seconds < 0 || seconds > INCOMING_MAX_TICKET_SECONDS) {
+        return reason_set(reason, -EINVAL, "'ticket_seconds' must be a number from 0 to %d",
+                          INCOMING_MAX_TICKET_SECONDS);
+    }
+    config->ticket_end_us = seconds ? units_now_us() + (uint64_t)seconds * 1000000 : 0;
     config->budget = worker->session.budget;
     config->n_subhosts = worker->session.n_subhosts;
     config->on_map = incoming_commit;

@@ -69,6 +69,9 @@ static int receive_open(void *opaque, const char *name, size_t length, struct nb
     if (!is_ram && !is_map) {
         return -ENOENT;
     }
+    if (receive->config.ticket_end_us && units_now_us() >= receive->config.ticket_end_us) {
+        return -EKEYEXPIRED;
+    }
     int err = receive_wait_ready(receive);
     if (err) {
         return err;

@@ -19,6 +19,7 @@ struct receive;
 struct receive_config {
     char uuid[UUID_TEXT_LEN];
     char ticket[65];
+    uint64_t ticket_end_us; /* of units_now_us(): nothing is opened after this; 0: no limit */
     struct endpoint listen; /* data address; port 0: chosen, and stored back */
     uint64_t budget;        /* bytes: writes beyond it are ENOSPC */
     unsigned n_subhosts;    /* a REMOTE page's index must be below */

@@ -13,6 +13,7 @@
 #include "common/units.h"
 #include "uffd-pager/rdma_choice.h"
 
+#define SESSION_TICKET_BYTES 16
 #define SESSION_CONTROL_TIMEOUT_MS 3000
 #define SESSION_MAX_BLOCK ((uint64_t)1 << 46)
 
@@ -359,10 +360,36 @@ static int session_region(const struct session_subhost *subhost, const char *ver
     return session_call(subhost, verb, args, NULL, reason);
 }
 
-int session_keep_regions(const struct session *session, const char *uuid, struct reason *reason)
+/* The migration's ticket, which its source knows too, ends here: the region gets one of our own. */
+static int session_keep_region(struct session_subhost *subhost, const char *uuid,
+                               struct reason *reason)
+{
+    uint8_t random[SESSION_TICKET_BYTES];
+    char ticket[2 * SESSION_TICKET_BYTES + 1];
+
+    if (!subhost->ticket[0]) {
+        return session_region(subhost, "region-keep", uuid, reason);
+    }
+    units_random(random, sizeof(random));
+    for (size_t i = 0; i < sizeof(random); i++) {
+        snprintf(ticket + 2 * i, 3, "%02x", random[i]);
+    }
+    int err = session_call(subhost, "region-keep",
+                           json_pack("{s:s, s:s, s:s}", "name", uuid, "ticket", subhost->ticket,
+                                     "new_ticket", ticket),
+                           NULL, reason);
+    if (!err) {
+        memcpy(subhost->ticket, ticket, sizeof(ticket));
+        snprintf(subhost->export_name, sizeof(subhost->export_name), "%s.%s", uuid, ticket);
+    }
+    explicit_bzero(ticket, sizeof(ticket));
+    return err;
+}
+
+int session_keep_regions(struct session *session, const char *uuid, struct reason *reason)
 {
     for (unsigned i = 0; i < session->n_subhosts; i++) {
-        int err = session_region(&session->subhost[i], "region-keep", uuid, reason);
+        int err = session_keep_region(&session->subhost[i], uuid, reason);
         if (err) {
             return err;
         }

@@ -71,8 +71,8 @@ int session_load(struct session *session, const char *dir, struct reason *reason
 /** session_process_start() - start time of process @pid in clock ticks since boot; 0 if it is not there */
 uint64_t session_process_start(pid_t pid);
 
-/** session_keep_regions() - region-keep on every sub-host. Return: 0 or the first -errno, @reason. */
-int session_keep_regions(const struct session *session, const char *uuid, struct reason *reason);
+/** session_keep_regions() - region-keep on every sub-host, with new tickets. Return: 0 or the first -errno, @reason. */
+int session_keep_regions(struct session *session, const char *uuid, struct reason *reason);
 
 /** session_delete_regions() - region-delete on every sub-host; what cannot be reached is logged */
 void session_delete_regions(const struct session *session, const char *uuid);

@@ -77,7 +77,7 @@ static void clean(void)
         names = (struct names){.found = false};
         store_each(&server.store, note, &names);
         if (names.found && !names.transient) {
-            store_delete(&server.store, names.name, names.ticket, NULL);
+            store_delete(&server.store, names.name, names.ticket, NULL, NULL);
         } else if (names.found) {
             usleep(100);
         }

@@ -145,9 +145,10 @@ static void serve(struct store *store, const uint8_t *bytes, size_t size)
 static void check_exact(struct store *store)
 {
     struct region *region;
+    unsigned epoch;
     bool strict;
 
-    if (store_open(store, "r", 1, &region, &strict)) {
+    if (store_open(store, "r", 1, &region, &strict, &epoch)) {
         abort();
     }
     uint64_t stored = atomic_load(&region_claim(region)->stored);

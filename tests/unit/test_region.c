@@ -540,7 +540,8 @@ static void test_kill_under_threads(void **state)
 static int try_open(struct store *store, const char *name, bool *strict)
 {
     struct region *region;
-    int err = store_open(store, name, strlen(name), &region, strict);
+    unsigned epoch;
+    int err = store_open(store, name, strlen(name), &region, strict, &epoch);
 
     if (!err) {
         region_unref(region);
@@ -581,14 +582,21 @@ static void test_names(void **state)
         assert_int_equal(try_open(&store, opens[i].name, &strict), opens[i].err);
         assert_true(opens[i].err || strict == opens[i].strict);
     }
-    assert_int_equal(store_keep(&store, "guarded", NULL, &reason), -EACCES);
-    assert_int_equal(store_keep(&store, "guarded", "s3cret", &reason), 0);
-    assert_int_equal(store_keep(&store, "guarded", "s3cret", &reason), 0);
-    assert_int_equal(store_keep(&store, "nobody", NULL, &reason), -ENOENT);
+    assert_int_equal(store_keep(&store, "guarded", NULL, NULL, &reason), -EACCES);
+    assert_int_equal(store_keep(&store, "guarded", "s3cret", NULL, &reason), 0);
+    assert_int_equal(store_keep(&store, "guarded", "s3cret", NULL, &reason), 0);
+    assert_int_equal(store_keep(&store, "nobody", NULL, NULL, &reason), -ENOENT);
+    assert_int_equal(store_keep(&store, "guarded", "s3cret", "a b", &reason), -EINVAL);
+    assert_int_equal(store_keep(&store, "guarded", "s3cret", "other", &reason), 0);
+    assert_int_equal(store_keep(&store, "guarded", "s3cret", NULL, &reason), -EKEYEXPIRED);
+    assert_int_equal(try_open(&store, "guarded.s3cret", &strict), -EKEYEXPIRED);
+    assert_int_equal(try_open(&store, "guarded.other", &strict), 0);
+    assert_int_equal(store_delete(&store, "guarded", "s3cret", &store, &reason), -EKEYEXPIRED);
+    assert_int_equal(store_keep(&store, "guarded", "other", "s3cret", &reason), 0);
     store_delete_owned(&store, &owner);
     assert_int_equal(store_count(&store), 1);
-    assert_int_equal(store_delete(&store, "guarded", "wrong", &reason), -EACCES);
-    assert_int_equal(store_delete(&store, "guarded", "s3cret", &reason), 0);
+    assert_int_equal(store_delete(&store, "guarded", "wrong", NULL, &reason), -EACCES);
+    assert_int_equal(store_delete(&store, "guarded", "s3cret", NULL, &reason), 0);
     static const char *const bad[] = {"", "a.b", "a/b", "a b", "\xff"};
     for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
         struct store_request request = {.name = bad[i], .size = MIB, .limit = MIB};
