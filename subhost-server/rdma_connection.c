@@ -41,7 +41,8 @@ static void compare_entry(void *to, const struct store_entry *entry)
 
     int n = snprintf(name, sizeof(name), "%s%s%s", entry->name, entry->ticket[0] ? "." : "",
                      entry->ticket);
-    if (gnutls_hash_fast(GNUTLS_DIG_SHA256, name, (size_t)n, hash) == 0 && !search->found &&
+    bool late = entry->expires_us && units_now_us() >= entry->expires_us;
+    if (gnutls_hash_fast(GNUTLS_DIG_SHA256, name, (size_t)n, hash) == 0 && !late && !search->found &&
         gnutls_memcmp(hash, search->hello->export_hash, sizeof(hash)) == 0) {
         search->found = region_ref(entry->region);
         search->slab = entry->slab;
