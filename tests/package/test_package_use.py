@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-# TEST-TIMEOUT: 600
+# TEST-TIMEOUT: 900
 """The Debian packages are built, installed in a clean Debian with systemd of its own, used there, and purged.
 
 Used: a guest in the packaged QEMU, as another user, is split by the packaged command between packaged services,
