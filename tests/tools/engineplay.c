@@ -27,6 +27,7 @@
 
 #include "common/nbd_client.h"
 #include "common/nbd_rdma.h"
+#include "tests/tools/playargs.h"
 #include "tests/tools/playguest.h"
 #include "uffd-pager/engine.h"
 #include "tests/tools/tlsenv.h"
@@ -54,12 +55,6 @@ static pid_t guest_pid, engine_pid, monitor_pid;
 static bool engine_started;
 static uint64_t slab_bytes = 4 * MIB;
 static unsigned local_percent = 20, remote_percent = 60, n_threads = 2;
-
-static void die(const char *what, const char *why)
-{
-    fprintf(stderr, "engineplay: %s: %s\n", what, why);
-    exit(2);
-}
 
 static void say(const char *key, json_t *value)
 {
@@ -564,33 +559,6 @@ static json_t *obey(const char *line)
     return json_pack("{s:s}", "unknown", line);
 }
 
-static uint64_t size_of(const char *text)
-{
-    uint64_t bytes;
-
-    if (units_parse_size(text, MIB, &bytes) < 0) {
-        die("not a size", text);
-    }
-    return bytes;
-}
-
-/* @text: rdma:HOST:PORT, and +tcp if that will do as well. */
-static void add_rdma(struct engine_subhost *subhost, char *text)
-{
-    struct reason reason;
-    char *plus = strstr(text, "+tcp");
-
-    if (plus) {
-        *plus = '\0';
-    }
-    subhost->has_rdma = true;
-    subhost->tcp_will_do = plus != NULL;
-    if (nbd_rdma_parse(text, &subhost->rdma, &reason) < 0) {
-        die(text, reason.text);
-    }
-}
-
-/* @text: ADDRESS,EXPORT[,CONTROL][,RDMA] */
 static void add_subhost(char *text)
 {
     struct engine_subhost *subhost = &config.subhost[config.n_subhosts];
@@ -625,13 +593,6 @@ static void add_subhost(char *text)
     snprintf(subhost->region, sizeof(subhost->region), "%s", comma + 1);
     subhost->weight = 1;
     config.n_subhosts++;
-}
-
-static enum engine_loss loss_of(const char *text)
-{
-    return strcmp(text, "wait") == 0    ? ENGINE_LOSS_WAIT
-           : strcmp(text, "pause") == 0 ? ENGINE_LOSS_PAUSE
-                                        : ENGINE_LOSS_POISON;
 }
 
 static void parse(int argc, char **argv, uint64_t *sizes, uint32_t *n_sizes, uint64_t *seed)
