@@ -121,7 +121,12 @@ $(B)/bin/mover-floor: $(B)/bench/mover_floor.o
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^
 
-tools: all $(TEST_TOOLS) $(B)/bin/mover-floor
+$(B)/bin/sweep-cost: $(B)/bench/sweep_cost.o $(PREDICTOR_LIB) $(COMMON_LIB)
+	$(call say,LD,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^ $(LDLIBS) -lm
+
+tools: all $(TEST_TOOLS) $(B)/bin/mover-floor $(B)/bin/sweep-cost
 
 # ---- set-up ----
 
@@ -241,6 +246,10 @@ bench-mover: deps  ## the mover alone, to a main host and to sub-hosts, beside t
 bench-placement:  ## where slabs go, simulated: 1,000 sub-hosts, 10,000 guests, 1, 2, 3 choices
 	@BUILD=$(B) /usr/bin/python3 bench/placement.py
 
+bench-predict: deps  ## paging policies on traces of real programs, beside Belady's optimum
+	@$(MAKE) --no-print-directory -j$$(nproc) tools
+	@BUILD=$(B) /usr/bin/python3 bench/predict.py
+
 # ---- the rest ----
 
 PREFIX ?= /usr/local
@@ -261,6 +270,7 @@ help:  ## print the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## \(.*\)/  \1\t\2/p' Makefile | expand -t 22
 
 .PHONY: all tools deps build-deps qemu check unit check-unit check-integration check-e2e check-lab \
-        check-libvirt check-package check-asan check-tsan lint fuzz fuzzers demo bench-migrate bench-sparse bench-mover bench-placement install uninstall deb clean help
+        check-libvirt check-package check-asan check-tsan lint fuzz fuzzers demo bench-migrate bench-sparse bench-mover \
+        bench-placement bench-predict install uninstall deb clean help
 .SECONDARY:
 -include $(shell find $(B) $(B)-fuzz -name '*.d' 2>/dev/null)

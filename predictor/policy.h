@@ -4,6 +4,7 @@
 #define PREDICTOR_POLICY_H
 
 #include <stdatomic.h>
+#include <stdbool.h>
 
 #include "predictor/predictor.h"
 
@@ -17,9 +18,14 @@ struct predictor_ops {
     const char *name;
     uint8_t (*age)(uint8_t history, uint8_t noted);  /* the history after the period's end */
     uint8_t (*heat)(uint8_t history, uint8_t noted); /* the heat before the period's end */
+    bool sweeps; /* victims by page, see sweep.h; age and heat serve the partition */
 };
 
-extern const struct predictor_ops policy_smemv, policy_fifo, policy_random;
+extern const struct predictor_ops policy_sweep, policy_smemv, policy_fifo, policy_random;
+
+/* Aging: what policy_smemv and policy_sweep have in common. */
+uint8_t policy_smemv_age(uint8_t history, uint8_t noted);
+uint8_t policy_smemv_heat(uint8_t history, uint8_t noted);
 
 #define PREFETCH_STREAMS 4096
 

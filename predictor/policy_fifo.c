@@ -20,4 +20,4 @@ static uint8_t fifo_heat(uint8_t history, uint8_t noted)
     return noted & NOTED_FAULT ? UINT8_MAX : history;
 }
 
-const struct predictor_ops policy_fifo = {"fifo", fifo_age, fifo_heat};
+const struct predictor_ops policy_fifo = {"fifo", fifo_age, fifo_heat, false};

@@ -11,4 +11,4 @@ static uint8_t random_heat(uint8_t history, uint8_t noted)
     return 0;
 }
 
-const struct predictor_ops policy_random = {"random", random_heat, random_heat};
+const struct predictor_ops policy_random = {"random", random_heat, random_heat, false};

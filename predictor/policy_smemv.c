@@ -13,14 +13,14 @@
  */
 #include "predictor/policy.h"
 
-static uint8_t smemv_age(uint8_t history, uint8_t noted)
+uint8_t policy_smemv_age(uint8_t history, uint8_t noted)
 {
     return (uint8_t)((noted ? 0x80u : 0u) | history >> 1);
 }
 
-static uint8_t smemv_heat(uint8_t history, uint8_t noted)
+uint8_t policy_smemv_heat(uint8_t history, uint8_t noted)
 {
     return (uint8_t)((noted ? 0x80u : 0u) | history);
 }
 
-const struct predictor_ops policy_smemv = {"smemv", smemv_age, smemv_heat};
+const struct predictor_ops policy_smemv = {"smemv", policy_smemv_age, policy_smemv_heat, false};

@@ -11,13 +11,14 @@
 
 #include "predictor/policy.h"
 
-static const struct predictor_ops *const policies[] = {&policy_smemv, &policy_fifo, &policy_random};
+static const struct predictor_ops *const policies[] = {&policy_sweep, &policy_smemv, &policy_fifo,
+                                                &policy_random};
 
 #define N_POLICIES (sizeof(policies) / sizeof(policies[0]))
 
 const char *const *predictor_names(void)
 {
-    static const char *const names[] = {"smemv", "fifo", "random", NULL};
+    static const char *const names[] = {"sweep", "smemv", "fifo", "random", NULL};
 
     _Static_assert(sizeof(names) / sizeof(names[0]) == N_POLICIES + 1, "a policy without a name");
     return names;
@@ -73,6 +74,11 @@ void predictor_free(struct predictor *predictor)
         free(predictor->order);
         free(predictor);
     }
+}
+
+bool predictor_sweeps(const struct predictor *predictor)
+{
+    return predictor->ops->sweeps;
 }
 
 void predictor_note(struct predictor *predictor, uint64_t chunk, enum predictor_access kind)

@@ -9,6 +9,7 @@
 #ifndef PREDICTOR_PREDICTOR_H
 #define PREDICTOR_PREDICTOR_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -31,6 +32,9 @@ const char *const *predictor_names(void);
  */
 struct predictor *predictor_new(const char *policy, uint64_t n_chunks, uint64_t seed);
 void predictor_free(struct predictor *predictor);
+
+/** predictor_sweeps() - victims are to be chosen by page (sweep.h), and not by predictor_victims() */
+bool predictor_sweeps(const struct predictor *predictor);
 
 /** predictor_note() - chunk @chunk was accessed in this period; any thread, no lock, no allocation */
 void predictor_note(struct predictor *predictor, uint64_t chunk, enum predictor_access kind);

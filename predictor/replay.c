@@ -5,13 +5,14 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "common/units.h"
 #include "common/version.h"
 #include "predictor/predictor.h"
 #include "predictor/replay.h"
 
-#define MAX_POLICIES 16
+#define MAX_POLICIES 32
 #define DEFAULT_TICK 1000
 #define DEFAULT_PAGES 65536
 #define DEFAULT_CLUSTER 512
@@ -30,8 +31,11 @@ static const char usage[] =
     "       predictor-replay --generate zipf|scan|phase [options] >TRACE\n"
     "\n"
     "  -m, --memory SIZE     local memory; the rest is remote\n"
-    "  -p, --policy NAME     smemv, fifo or random; may be repeated (default: all)\n"
+    "  -p, --policy NAME     sweep, smemv, fifo, random; or, seeing all accesses: random4k, fluidmem,\n"
+    "                        clock, lru, lfu, arc, lirs; may be repeated (default: all)\n"
     "      --prefetch N      pages after a page-in, at most (default: 0)\n"
+    "      --prefetcher KIND pager, leap, recorded or chunk (default: pager)\n"
+    "      --fresh           a page's first access finds zeros and is no page-in\n"
     "      --watch N         pages of each chunk whose accesses are seen in a period (default: 0, all)\n"
     "      --tick N          accesses in a period, where the trace has no ticks (default: 1000)\n"
     "  -s, --seed N          of ties, and of generated traces (default: 1)\n"
@@ -55,16 +59,42 @@ static bool parse_number(const char *text, uint64_t most, uint64_t *value)
     return true;
 }
 
-static bool parse_policy(struct options *options, const char *name)
+/* Return: where @name is in the list, or -1. */
+static int find_name(const char *const *names, const char *name)
 {
-    for (const char *const *known = predictor_names(); *known; known++) {
-        if (!strcmp(name, *known) && options->n_policies < MAX_POLICIES) {
-            options->policies[options->n_policies++] = *known;
-            return true;
+    for (int i = 0; names[i]; i++) {
+        if (!strcmp(name, names[i])) {
+            return i;
         }
     }
-    fprintf(stderr, "predictor-replay: no policy '%s'\n", name);
-    return false;
+    return -1;
+}
+
+static bool parse_policy(struct options *options, const char *name)
+{
+    if (find_name(predictor_names(), name) < 0 && find_name(replay_oracles(), name) < 0) {
+        fprintf(stderr, "predictor-replay: no policy '%s'\n", name);
+        return false;
+    }
+    if (options->n_policies == MAX_POLICIES) {
+        fprintf(stderr, "predictor-replay: at most %d policies\n", MAX_POLICIES);
+        return false;
+    }
+    options->policies[options->n_policies++] = name;
+    return true;
+}
+
+static bool parse_prefetcher(struct options *options, const char *name)
+{
+    static const char *const names[] = {"pager", "leap", "recorded", "chunk", NULL};
+    int found = find_name(names, name); /* as in enum replay_prefetcher */
+
+    if (found < 0) {
+        fprintf(stderr, "predictor-replay: no prefetcher '%s'\n", name);
+        return false;
+    }
+    options->replay.prefetcher = (enum replay_prefetcher)found;
+    return true;
 }
 
 static bool parse_memory(struct options *options, const char *text)
@@ -94,6 +124,11 @@ static bool parse_option(struct options *options, int option)
             return false;
         }
         options->replay.prefetch = (unsigned)number;
+        return true;
+    case 'k':
+        return parse_prefetcher(options, optarg);
+    case 'F':
+        options->replay.fresh = true;
         return true;
     case 'w':
         if (!parse_number(optarg, 512, &number)) {
@@ -133,6 +168,7 @@ static bool parse_options(struct options *options, int argc, char **argv)
         {"seed", required_argument, NULL, 's'},     {"generate", required_argument, NULL, 'g'},
         {"pages", required_argument, NULL, 'n'},    {"accesses", required_argument, NULL, 'a'},
         {"cluster", required_argument, NULL, 'c'},  {"watch", required_argument, NULL, 'w'},
+        {"fresh", no_argument, NULL, 'F'},          {"prefetcher", required_argument, NULL, 'k'},
         {"help", no_argument, NULL, 'h'},           {"version", no_argument, NULL, 'V'},
         {NULL, 0, NULL, 0},
     };
@@ -149,6 +185,9 @@ static bool parse_options(struct options *options, int argc, char **argv)
     }
     if (!options->n_policies) {
         for (const char *const *name = predictor_names(); *name; name++) {
+            options->policies[options->n_policies++] = *name;
+        }
+        for (const char *const *name = replay_oracles(); *name; name++) {
             options->policies[options->n_policies++] = *name;
         }
     }
@@ -180,21 +219,47 @@ static int generate(const struct options *options)
     return 0;
 }
 
-static void print_result(const char *name, const struct trace *trace,
-                         const struct replay_result *result, uint64_t optimum)
+static double cpu_ms(void)
 {
-    printf("%-8s %10" PRIu64 " %6.2f%% %9.2f %10" PRIu64 " %10" PRIu64 " %10" PRIu64 " %10" PRIu64
-           "\n",
+    struct timespec now;
+
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
+    return (double)now.tv_sec * 1e3 + (double)now.tv_nsec / 1e6;
+}
+
+static void print_result(const char *name, const struct trace *trace,
+                         const struct replay_result *result, uint64_t optimum, double ms)
+{
+    printf("%-9s %10" PRIu64 " %6.2f%% %9.2f %10" PRIu64 " %10" PRIu64 " %10" PRIu64 " %10" PRIu64
+           " %10" PRIu64 " %8.1f\n",
            name, result->misses, 100.0 * (double)result->misses / (double)trace->n_accesses,
-           (double)result->misses / (double)optimum, result->page_outs, result->sent,
-           result->prefetched, result->wasted);
+           (double)result->misses / (double)(optimum ? optimum : 1), result->page_outs,
+           result->sent, result->prefetched, result->wasted, result->sampled,
+           ms * 1e6 / (double)trace->n_accesses);
+}
+
+static int replay_one(const struct options *options, const struct trace *trace, const char *name,
+                      uint64_t optimum)
+{
+    struct replay_result result;
+    double began = cpu_ms();
+    int err = find_name(replay_oracles(), name) >= 0
+                  ? replay_oracle(trace, name, &options->replay, &result)
+                  : replay_policy(trace, name, &options->replay, &result);
+
+    if (!err) {
+        print_result(name, trace, &result, optimum, cpu_ms() - began);
+    }
+    return err;
 }
 
 static int replay(const struct options *options, const struct trace *trace)
 {
-    struct replay_result best, result;
+    struct replay_result best;
     char size[32];
-    int err = replay_optimum(trace, options->replay.local_pages, &best);
+    double began = cpu_ms();
+    int err = replay_optimum(trace, &options->replay, &best);
+    double ms = cpu_ms() - began;
 
     if (!err) {
         printf("accesses %" PRIu64 ", pages touched %" PRIu64 ", periods %" PRIu64
@@ -203,20 +268,17 @@ static int replay(const struct options *options, const struct trace *trace)
                units_format_size(options->replay.local_pages << PAGE_SHIFT, size, sizeof(size)),
                100.0 * (double)options->replay.local_pages / (double)trace->n_touched,
                options->replay.prefetch);
-        printf("%-8s %10s %7s %9s %10s %10s %10s %10s\n", "policy", "misses", "rate", "x optimum",
-               "page-outs", "sent", "prefetched", "wasted");
+        printf("%-9s %10s %7s %9s %10s %10s %10s %10s %10s %8s\n", "policy", "misses", "rate",
+               "x optimum", "page-outs", "sent", "prefetched", "wasted", "sampled", "ms/M");
     }
     for (unsigned i = 0; i < options->n_policies && !err; i++) {
-        err = replay_policy(trace, options->policies[i], &options->replay, &result);
-        if (!err) {
-            print_result(options->policies[i], trace, &result, best.misses);
-        }
+        err = replay_one(options, trace, options->policies[i], best.misses);
     }
     if (err) {
         fprintf(stderr, "predictor-replay: %s\n", strerror(-err));
         return 1;
     }
-    print_result("optimum", trace, &best, best.misses);
+    print_result("optimum", trace, &best, best.misses, ms);
     return 0;
 }
 

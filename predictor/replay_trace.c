@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include <errno.h>
+#include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -114,14 +115,13 @@ static int add_ticks(struct trace *trace, uint64_t every)
     return err;
 }
 
-int trace_read(struct trace *trace, FILE *file, uint64_t tick_every, struct reason *reason)
+static int read_text(struct trace *trace, FILE *file, struct reason *reason)
 {
     char *line = NULL;
     size_t size = 0;
     unsigned long number = 0;
     int err = 0;
 
-    memset(trace, 0, sizeof(*trace));
     while (!err && getline(&line, &size, file) >= 0) {
         uint32_t event;
         bool empty;
@@ -133,6 +133,72 @@ int trace_read(struct trace *trace, FILE *file, uint64_t tick_every, struct reas
         }
     }
     free(line);
+    return err;
+}
+
+/* One number of base 128, the low digits first. Return: 1, 0 at the end, -EINVAL: cut or too long. */
+static int read_number(FILE *file, uint64_t *number)
+{
+    int c = getc(file);
+
+    *number = 0;
+    if (c == EOF) {
+        return 0;
+    }
+    for (unsigned shift = 0; c != EOF && shift < 49; shift += 7, c = getc(file)) {
+        *number |= (uint64_t)(c & 0x7f) << shift;
+        if (!(c & 0x80)) {
+            return 1;
+        }
+    }
+    return -EINVAL;
+}
+
+/* After the magic: for each access the distance from the page before it, its sign, and written. */
+static int read_binary(struct trace *trace, FILE *file, struct reason *reason)
+{
+    int64_t page = 0;
+    uint64_t number;
+    int err = 0, rc = 0;
+
+    while (!err && (rc = read_number(file, &number)) > 0) {
+        int64_t distance = (int64_t)(number >> 2);
+        page += number & 2 ? -distance : distance;
+        err = page >= 0 && page <= (int64_t)TRACE_MAX_PAGE
+                  ? trace_add(trace, (uint32_t)page << 1 | (number & 1))
+                  : reason_set(reason, -EINVAL, "access %" PRIu64 ": not a page number",
+                               trace->n_accesses + 1);
+    }
+    if (rc < 0) {
+        return reason_set(reason, rc, "access %" PRIu64 ": a number is cut short or too long",
+                          trace->n_accesses + 1);
+    }
+    return err;
+}
+
+/* The first byte tells, for no line begins with it. */
+static int read_either(struct trace *trace, FILE *file, struct reason *reason)
+{
+    char magic[sizeof(TRACE_MAGIC) - 1];
+    int c = getc(file);
+
+    if (c == EOF) {
+        return 0;
+    }
+    ungetc(c, file);
+    if (c != TRACE_MAGIC[0]) {
+        return read_text(trace, file, reason);
+    }
+    if (fread(magic, sizeof(magic), 1, file) != 1 || memcmp(magic, TRACE_MAGIC, sizeof(magic)) != 0) {
+        return reason_set(reason, -EINVAL, "it is neither text nor a binary trace (" TRACE_MAGIC ")");
+    }
+    return read_binary(trace, file, reason);
+}
+
+int trace_read(struct trace *trace, FILE *file, uint64_t tick_every, struct reason *reason)
+{
+    memset(trace, 0, sizeof(*trace));
+    int err = read_either(trace, file, reason);
     if (!err && ferror(file)) {
         err = reason_set(reason, -EIO, "cannot read the trace");
     }

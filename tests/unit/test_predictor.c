@@ -18,7 +18,7 @@ static void test_names(void **state)
     const char *const *names = predictor_names();
 
     (void)state;
-    assert_string_equal(names[0], "smemv");
+    assert_string_equal(names[0], "sweep");
     for (; *names; names++) {
         struct predictor *p = predictor_new(*names, 10, 1);
         assert_non_null(p);
@@ -28,7 +28,11 @@ static void test_names(void **state)
     assert_null(predictor_new("lru", 10, 1));
     assert_null(predictor_new(NULL, (uint64_t)UINT32_MAX + 1, 1));
     struct predictor *p = predictor_new(NULL, 10, 1);
-    assert_string_equal(p->ops->name, "smemv");
+    assert_string_equal(p->ops->name, "sweep");
+    assert_true(predictor_sweeps(p));
+    predictor_free(p);
+    p = predictor_new("smemv", 10, 1);
+    assert_false(predictor_sweeps(p));
     predictor_free(p);
     predictor_free(NULL);
 }

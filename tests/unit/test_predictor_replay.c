@@ -51,6 +51,61 @@ static void test_format(void **state)
     trace_free(&trace);
 }
 
+static int read_bytes(struct trace *trace, const void *bytes, size_t n)
+{
+    struct reason reason = {.text = ""};
+    FILE *file = fmemopen((void *)(uintptr_t)bytes, n, "r");
+    int err = trace_read(trace, file, 0, &reason);
+
+    fclose(file);
+    assert_true(!err == !reason.text[0]);
+    return err;
+}
+
+static void test_binary_format(void **state)
+{
+    /* 16, 17 written, 16, 512 */
+    static const char good[] = TRACE_MAGIC "\x40\x05\x06\xc0\x0f";
+    static const char below_zero[] = TRACE_MAGIC "\x06", cut[] = TRACE_MAGIC "\x40\xc0";
+    static const char too_long[] = TRACE_MAGIC "\x80\x80\x80\x80\x80\x80\x80\x80\x01";
+    struct trace trace;
+
+    (void)state;
+    assert_int_equal(read_bytes(&trace, good, sizeof(good) - 1), 0);
+    assert_int_equal(trace.n, 4);
+    assert_int_equal(trace.event[0], 16 << 1);
+    assert_int_equal(trace.event[1], 17 << 1 | 1);
+    assert_int_equal(trace.event[2], 16 << 1);
+    assert_int_equal(trace.event[3], 512 << 1);
+    trace_free(&trace);
+    assert_int_equal(read_bytes(&trace, below_zero, sizeof(below_zero) - 1), -EINVAL);
+    assert_int_equal(read_bytes(&trace, cut, sizeof(cut) - 1), -EINVAL);
+    assert_int_equal(read_bytes(&trace, too_long, sizeof(too_long) - 1), -EINVAL);
+    assert_int_equal(read_bytes(&trace, "SMTRACE", 7), -EINVAL);
+}
+
+static void test_prefetchers(void **state)
+{
+    struct replay_options options = {.local_pages = 2048, .prefetch = 32, .seed = 1};
+    struct replay_result result[4];
+    struct trace trace = {0};
+
+    (void)state;
+    for (unsigned i = 0; i < 4 * 8192; i++) { /* a scan, four times over */
+        assert_int_equal(trace_add(&trace, (i % 8192) << 1), 0);
+    }
+    for (unsigned kind = REPLAY_PAGER; kind <= REPLAY_CHUNK; kind++) {
+        options.prefetcher = (enum replay_prefetcher)kind;
+        assert_int_equal(replay_policy(&trace, "sweep", &options, &result[kind]), 0);
+        assert_true(result[kind].misses + result[kind].prefetched >= 8192);
+    }
+    assert_true(result[REPLAY_PAGER].misses * 10 < 4 * 8192);
+    assert_true(result[REPLAY_LEAP].misses * 4 < 4 * 8192);
+    assert_true(result[REPLAY_CHUNK].misses * 50 < 4 * 8192);
+    assert_true(result[REPLAY_RECORDED].misses < 3 * 8192); /* the first time there is no record */
+    trace_free(&trace);
+}
+
 static void test_generate(void **state)
 {
     static const char *const kinds[] = {"zipf", "scan", "phase"};
@@ -115,10 +170,11 @@ static void test_optimum(void **state)
         struct trace trace = {0};
         struct replay_result result;
         unsigned local = 1 + (unsigned)policy_below(&random, 4);
+        struct replay_options options = {.local_pages = local};
         for (unsigned i = 0; i < 14; i++) {
             assert_int_equal(trace_add(&trace, (uint32_t)policy_below(&random, 6) << 1), 0);
         }
-        assert_int_equal(replay_optimum(&trace, local, &result), 0);
+        assert_int_equal(replay_optimum(&trace, &options, &result), 0);
         assert_int_equal(result.misses, fewest_misses(&trace, 0, 0, local));
         trace_free(&trace);
     }
@@ -137,7 +193,7 @@ static void test_policies(void **state)
         struct replay_result best, result, again;
         shape.kind = kinds[k];
         assert_int_equal(trace_generate(&trace, &shape), 0);
-        assert_int_equal(replay_optimum(&trace, options.local_pages, &best), 0);
+        assert_int_equal(replay_optimum(&trace, &options, &best), 0);
         for (const char *const *name = predictor_names(); *name; name++) {
             options.prefetch = 0;
             assert_int_equal(replay_policy(&trace, *name, &options, &result), 0);
@@ -149,6 +205,17 @@ static void test_policies(void **state)
             assert_true(result.wasted <= result.prefetched);
             assert_int_equal(replay_policy(&trace, *name, &options, &again), 0);
             assert_memory_equal(&result, &again, sizeof(result));
+        }
+        for (const char *const *name = replay_oracles(); *name; name++) {
+            options.prefetch = 0;
+            assert_int_equal(replay_oracle(&trace, *name, &options, &result), 0);
+            assert_true(result.misses >= best.misses && result.misses <= trace.n_accesses);
+            assert_true(result.misses - result.page_outs <= options.local_pages);
+            assert_true(result.sent <= result.page_outs && !result.prefetched);
+            options.fresh = true; /* nothing else changes than what a first access counts for */
+            assert_int_equal(replay_oracle(&trace, *name, &options, &again), 0);
+            assert_int_equal(again.misses + trace.n_touched, result.misses);
+            options.fresh = false;
         }
         options.prefetch = 0;
         options.local_pages = 32768; /* enough for all: only first touches miss */
@@ -182,6 +249,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_format),  cmocka_unit_test(test_generate),
+        cmocka_unit_test(test_binary_format), cmocka_unit_test(test_prefetchers),
         cmocka_unit_test(test_optimum), cmocka_unit_test(test_policies),
         cmocka_unit_test(test_aging_earns_its_keep),
     };
