@@ -39,6 +39,10 @@
  * Homes are kept here so that the next worker goes on with them; there is room
  * for a second copy's.
  *
+ * PAGE_IDLE is no state but a remark on a stable LOCAL or CLEAN page: its mapping was taken away to see
+ * whether it is accessed, and it was not since (uffd-pager/engine_watch.c).  pagemap_get() hides it,
+ * and pagemap_lock() clears it, because whoever takes the page does so for an access, or evicts it.
+ *
  * After a crash of the worker the stable part and the memfd tell the truth
  * (pagemap_recover): a busy page that has data in the memfd is LOCAL (its copy
  * there is at least as new as any other); a busy page that is a hole is what
@@ -64,6 +68,7 @@ enum page_state {
 };
 #define PAGE_STATE_MASK 0x07u
 #define PAGE_BUSY 0x08u
+#define PAGE_IDLE 0x20u
 #define PAGE_ZEROING (PAGE_UNTOUCHED | PAGE_BUSY)
 #define PAGE_EVICTING (PAGE_LOCAL | PAGE_BUSY)
 #define PAGE_FETCHING (PAGE_REMOTE | PAGE_BUSY)
@@ -148,7 +153,23 @@ void pagemap_close(struct pagemap *map);
 
 static inline uint8_t pagemap_get(const struct pagemap *map, uint64_t page)
 {
-    return atomic_load_explicit(&map->pages[page], memory_order_acquire);
+    return atomic_load_explicit(&map->pages[page], memory_order_acquire) & (uint8_t)~PAGE_IDLE;
+}
+
+static inline bool pagemap_idle(const struct pagemap *map, uint64_t page)
+{
+    return atomic_load_explicit(&map->pages[page], memory_order_relaxed) & PAGE_IDLE;
+}
+
+/** pagemap_mark_idle() - mark a page, if it is LOCAL or CLEAN. Return: whether it is marked now. */
+static inline bool pagemap_mark_idle(struct pagemap *map, uint64_t page)
+{
+    uint8_t byte = pagemap_get(map, page);
+
+    return (byte == PAGE_LOCAL || byte == PAGE_CLEAN) &&
+           atomic_compare_exchange_strong_explicit(&map->pages[page], &byte,
+                                                   (uint8_t)(byte | PAGE_IDLE),
+                                                   memory_order_acq_rel, memory_order_acquire);
 }
 
 /**
@@ -157,9 +178,16 @@ static inline uint8_t pagemap_get(const struct pagemap *map, uint64_t page)
  */
 static inline bool pagemap_lock(struct pagemap *map, uint64_t page, uint8_t state)
 {
-    return atomic_compare_exchange_strong_explicit(&map->pages[page], &state,
-                                                   (uint8_t)(state | PAGE_BUSY),
-                                                   memory_order_acq_rel, memory_order_acquire);
+    uint8_t byte = state;
+
+    while (!atomic_compare_exchange_strong_explicit(&map->pages[page], &byte,
+                                                    (uint8_t)(state | PAGE_BUSY),
+                                                    memory_order_acq_rel, memory_order_acquire)) {
+        if ((byte & (uint8_t)~PAGE_IDLE) != state) {
+            return false;
+        }
+    }
+    return true;
 }
 
 /** pagemap_unlock() - owner only: end the change in stable state @state */

@@ -104,6 +104,7 @@ static void engine_defaults(struct engine_config *config)
 static void engine_free(struct engine *engine)
 {
     predictor_free(engine->predictor);
+    sweep_free(engine->sweep);
     free((void *)engine->chunk_resident);
     free((void *)engine->chunk_flags);
     free((void *)engine->trim);
@@ -111,6 +112,32 @@ static void engine_free(struct engine *engine)
     pthread_mutex_destroy(&engine->pause_lock);
     pthread_mutex_destroy(&engine->limit_lock);
     free(engine);
+}
+
+static enum sweep_state engine_page_state(void *opaque, uint64_t page)
+{
+    const struct engine *engine = opaque;
+    uint8_t byte = pagemap_get(engine->map, page);
+
+    if (byte != PAGE_LOCAL && byte != PAGE_CLEAN) {
+        return SWEEP_ABSENT;
+    }
+    return pagemap_idle(engine->map, page) ? SWEEP_IDLE : SWEEP_TOUCHED;
+}
+
+/* Pages are marked by zapping them; where that cannot be, chunks are chosen. */
+static bool engine_new_sweep(struct engine *engine)
+{
+    struct sweep_view view = {.n_pages = engine->map->n_pages,
+                              .resident = engine->chunk_resident,
+                              .state = engine_page_state,
+                              .opaque = engine};
+
+    if (!predictor_sweeps(engine->predictor) || !engine->config.zap) {
+        return true;
+    }
+    engine->sweep = sweep_new(&view);
+    return engine->sweep != NULL;
 }
 
 static int engine_new(struct engine **result, const struct engine_config *config,
@@ -137,7 +164,8 @@ static int engine_new(struct engine **result, const struct engine_config *config
     engine->predictor = predictor_new(policy, n_chunks, 1);
     int cpus = (int)sysconf(_SC_NPROCESSORS_ONLN);
     engine->max_spinners = cpus / 4 > 1 ? cpus / 4 : 1;
-    if (!engine->predictor || !engine->chunk_resident || !engine->chunk_flags || !engine->trim) {
+    if (!engine->predictor || !engine->chunk_resident || !engine->chunk_flags || !engine->trim ||
+        !engine_new_sweep(engine)) {
         engine_free(engine);
         return reason_set(reason, -EINVAL, "the predictor '%s' is not known or memory is out",
                           config->predictor);
@@ -219,6 +247,7 @@ static void engine_stop_threads(struct engine *engine)
     atomic_store_explicit(&engine->stop, true, memory_order_release);
     drain_join(engine);
     quiet_join(engine);
+    watch_join(engine);
     prefetch_join(engine);
     for (unsigned i = 0; i < ENGINE_MAX_FAULT_THREADS; i++) {
         fault_join(engine, i);
@@ -226,6 +255,7 @@ static void engine_stop_threads(struct engine *engine)
     pageout_join(engine);
     atomic_store(&engine->n_fault, 0);
     quiet_free(engine);
+    watch_free(engine);
     prefetch_free(engine);
     for (unsigned i = 0; i < ENGINE_MAX_FAULT_THREADS; i++) {
         fault_free(engine, i);
@@ -238,6 +268,7 @@ static int engine_start_threads(struct engine *engine, bool premap)
 {
     int err = link_hosts_start(engine);
 
+    err = err < 0 ? err : watch_start(engine);
     err = err < 0 ? err : pageout_start(engine);
     err = err < 0 ? err : drain_start(engine);
     err = err < 0 ? err : prefetch_start(engine);

@@ -9,6 +9,7 @@
  *   prefetch   READs pages in that will be wanted soon                 engine_prefetch.c
  *   quiet      maps pages after the start, samples accesses, ages      engine_quiet.c
  *   drain      moves chunks away from a sub-host that is to be empty   engine_drain.c
+ *   watch      marks pages as idle for page-out, has them unmapped     engine_watch.c
  *   subhost-N  (re)connects the others' links to one sub-host,         link_host.c
  *              tells the operator
  *
@@ -39,6 +40,7 @@
 #include <stdatomic.h>
 
 #include "predictor/predictor.h"
+#include "predictor/sweep.h"
 #include "uffd-pager/engine.h"
 #include "uffd-pager/link.h"
 #include "uffd-pager/stats.h"
@@ -68,6 +70,7 @@ struct engine {
     struct pagemap *map;
     int uffd;
     struct predictor *predictor;
+    struct sweep *sweep; /* victims by page; NULL: by chunk, by the predictor */
 
     _Atomic bool stop;
     _Atomic bool gone; /* the guest's process is; everything quiet from here on */
@@ -105,6 +108,7 @@ struct engine {
     pthread_mutex_t move_lock; /* held while CHUNK_MOVING is set, and while a batch begins */
     struct prefetch *prefetch;
     struct quiet *quiet;
+    struct watch *watch;
     struct stats stats;
 };
 
@@ -126,6 +130,14 @@ void engine_kick(int fd);
  * By the page's owner, before it is unlocked (pageout_trim.c).
  */
 void engine_want_trim(struct engine *engine, uint64_t page);
+
+/** engine_arrived() - @n pages were installed that were not here before; any thread */
+static inline void engine_arrived(struct engine *engine, uint64_t first, uint64_t n)
+{
+    for (uint64_t i = 0; engine->sweep && i < n; i++) {
+        sweep_arrived(engine->sweep, first + i);
+    }
+}
 
 /** engine_gone() - the guest's process is exiting: stop working, without a word */
 void engine_gone(struct engine *engine);
@@ -207,6 +219,16 @@ void quiet_join(struct engine *engine);
 void quiet_free(struct engine *engine);
 /** quiet_note() - MINOR fault in @chunk; any thread */
 void quiet_note(struct engine *engine, uint64_t chunk);
+
+/* ---- engine_watch.c ---- */
+int watch_start(struct engine *engine);
+void watch_join(struct engine *engine);
+void watch_free(struct engine *engine);
+/**
+ * watch_push() - mark pages as idle and take their mapping away, soon
+ * @mask: bit i is page @first + i.  Dropped if much is waiting.  Any thread.
+ */
+void watch_push(struct engine *engine, uint64_t first, uint64_t mask);
 
 /* ---- recover.c ---- */
 /** recover_map() - make the map agree with the memfds; no other thread runs. Return: 0 or -errno. */

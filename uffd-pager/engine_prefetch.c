@@ -148,6 +148,7 @@ static uint64_t prefetch_install(struct engine *engine, const struct layout_bloc
     if (missed != UINT64_MAX) {
         page_wake(engine, block, page, n);
     }
+    engine_arrived(engine, page, good);
     stats_add(&engine->stats.prefetched, good);
     return missed;
 }

@@ -77,10 +77,11 @@ static uint64_t quiet_map_run(struct engine *engine, const struct layout_block *
     uint8_t state = pagemap_get(engine->map, page);
     uint64_t n = 0;
 
-    if (state != PAGE_LOCAL && state != PAGE_CLEAN) {
+    if ((state != PAGE_LOCAL && state != PAGE_CLEAN) || pagemap_idle(engine->map, page)) {
         return page + 1;
     }
-    while (page + n < end && n < QUIET_STEP_PAGES && pagemap_lock(engine->map, page + n, state)) {
+    while (page + n < end && n < QUIET_STEP_PAGES && !pagemap_idle(engine->map, page + n) &&
+           pagemap_lock(engine->map, page + n, state)) {
         n++;
     }
     if (n) {

@@ -142,6 +142,8 @@ static bool fault_zero(struct fault_thread *thread, const struct layout_block *b
     int err = install_zero(engine, block, page, n);
     if (err < 0) {
         fault_again(thread, page, flags, began_us, err);
+    } else {
+        engine_arrived(engine, page, n);
     }
     stats_add(&engine->stats.zero_fills, 1);
     return true;
@@ -219,7 +221,7 @@ static bool fault_missing(struct fault_thread *thread, const struct layout_block
     }
 }
 
-/* Lock pages of @state around a locked @page, within the window it is in. */
+/* Lock pages of @state around a locked @page, within the window it is in; idle ones are to stay so. */
 static uint64_t fault_lock_around(struct engine *engine, const struct layout_block *block,
                                   uint64_t page, uint8_t state, uint64_t *n)
 {
@@ -229,10 +231,11 @@ static uint64_t fault_lock_around(struct engine *engine, const struct layout_blo
     uint64_t end = page + 1;
 
     high = high < page_end(block) ? high : page_end(block);
-    while (first > low && pagemap_lock(engine->map, first - 1, state)) {
+    while (first > low && !pagemap_idle(engine->map, first - 1) &&
+           pagemap_lock(engine->map, first - 1, state)) {
         first--;
     }
-    while (end < high && pagemap_lock(engine->map, end, state)) {
+    while (end < high && !pagemap_idle(engine->map, end) && pagemap_lock(engine->map, end, state)) {
         end++;
     }
     *n = end - first;
@@ -263,6 +266,7 @@ static bool fault_minor(struct fault_thread *thread, const struct layout_block *
                         uint64_t page, uint64_t flags, uint8_t state)
 {
     struct engine *engine = thread->engine;
+    bool idle = pagemap_idle(engine->map, page);
     uint64_t n = 1;
 
     stats_add(&engine->stats.minor_faults, 1);
@@ -279,7 +283,8 @@ static bool fault_minor(struct fault_thread *thread, const struct layout_block *
         install_resident(engine, block, page, 1, PAGE_LOCAL);
         return true;
     }
-    uint64_t first = fault_lock_around(engine, block, page, state, &n);
+    /* What was asked about an idle page was about no other. */
+    uint64_t first = idle ? page : fault_lock_around(engine, block, page, state, &n);
     install_resident(engine, block, first, n, state);
     return true;
 }

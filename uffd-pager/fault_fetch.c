@@ -96,6 +96,7 @@ static void fetch_done(struct fault_thread *thread, struct fault_request *slot, 
     stats_record(&engine->stats.fault_us, units_now_us() - began_us);
     stats_add(&engine->stats.page_ins, 1);
     predictor_note(engine->predictor, page_chunk(page), PREDICTOR_FAULT);
+    engine_arrived(engine, page, 1);
     prefetch_push(engine, page);
 }
 

@@ -2,9 +2,10 @@
 /*
  * pageout.c - which pages leave, and when
  *
- * Above the high watermark, or when faults wait for room, until the low watermark: the predictor
- * names the coldest chunks, and they leave in batches (pageout_batch.c), several under way at a time
- * and a few a sub-host, so that a sub-host that is slow holds up its own chunks only.
+ * Above the high watermark, or when faults wait for room, until the low watermark: the sweep names
+ * pages (pageout_sweep.c), or another policy the coldest chunks, and they leave in batches
+ * (pageout_batch.c), several under way at a time and a few a sub-host, so that a sub-host that is slow
+ * holds up its own chunks only.
  *
  * What must not be chosen now is hidden from the predictor: chunks of a sub-host that is not
  * connected or has no room (unless the chunk has no pages there: then it may get another), chunks
@@ -20,8 +21,6 @@
 
 #define PAGEOUT_TICK_MS 20
 #define PAGEOUT_RX 4096u
-#define PAGEOUT_IDLE_US 50000u
-#define PAGEOUT_SLOW_US 50000u
 #define PAGEOUT_POLL_KICK UINT64_MAX
 
 static struct pageout_host *pageout_host_of(struct pageout *pageout, uint64_t chunk)
@@ -83,7 +82,7 @@ static bool pageout_fenced(struct pageout *pageout, uint64_t chunk)
     return false;
 }
 
-static bool pageout_is_candidate(struct pageout *pageout, uint64_t chunk, bool room_somewhere)
+bool pageout_is_candidate(struct pageout *pageout, uint64_t chunk, bool room_somewhere)
 {
     const struct pageout_host *host = pageout_host_of(pageout, chunk);
 
@@ -126,8 +125,7 @@ static void pageout_choose(struct pageout *pageout, int64_t want)
     pageout->cursor = PAGEOUT_NO_CHUNK;
 }
 
-/* Where pages of @chunk are to go. Return: NULL: nowhere now; *send false: only CLEAN pages may go. */
-static struct pageout_host *pageout_assign(struct pageout *pageout, uint64_t chunk, bool *send)
+struct pageout_host *pageout_assign(struct pageout *pageout, uint64_t chunk, bool *send)
 {
     struct engine *engine = pageout->engine;
     struct pageout_host *host = pageout_host_of(pageout, chunk);
@@ -160,8 +158,7 @@ static int64_t pageout_target(const struct pageout *pageout)
     return low < most ? low : most;
 }
 
-/* How many pages are still to leave. */
-static int64_t pageout_excess(const struct pageout *pageout)
+int64_t pageout_excess(const struct pageout *pageout)
 {
     return atomic_load_explicit(&pageout->engine->resident, memory_order_acquire) -
            pageout->leaving - pageout_target(pageout);
@@ -211,7 +208,7 @@ static bool pageout_step_locked(struct pageout *pageout)
     most = most < PAGEOUT_BATCH_PAGES ? most : PAGEOUT_BATCH_PAGES;
     uint64_t first = pageout->cursor == PAGEOUT_NO_CHUNK ? chunk * CHUNK_PAGES : pageout->cursor;
     uint64_t n = end - first < most ? end - first : most;
-    batch_begin(pageout, host, first, (unsigned)n, send);
+    batch_begin(pageout, host, first, (unsigned)n, send, UINT64_MAX);
     pageout->cursor = first + n;
     if (pageout->cursor >= end) {
         pageout->at_victim++;
@@ -276,7 +273,9 @@ static bool pageout_turn(struct pageout *pageout)
         trim_begin(pageout);
     }
     bool wanted = pageout_wanted(pageout);
-    if (wanted) {
+    if (wanted && pageout->engine->sweep) {
+        sweep_fill(pageout);
+    } else if (wanted) {
         pageout_fill(pageout);
     }
     place_tell(pageout, wanted);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* pageout.h - inside page-out: what pageout.c, pageout_batch.c and pageout_trim.c share */
+/* pageout.h - inside page-out: what the files pageout*.c share */
 #ifndef UFFD_PAGER_PAGEOUT_H
 #define UFFD_PAGER_PAGEOUT_H
 
@@ -13,6 +13,8 @@
 #define PAGEOUT_FENCE_US 10000000u
 #define PAGEOUT_FULL_US 500000u /* how long a full sub-host is left alone at first, and at most */
 #define PAGEOUT_FULL_MAX_US 8000000u
+#define PAGEOUT_IDLE_US 50000u
+#define PAGEOUT_SLOW_US 50000u
 #define PAGEOUT_NO_CHUNK UINT64_MAX
 
 /* What becomes of each page of a batch. */
@@ -84,19 +86,40 @@ struct pageout {
     uint64_t victims[PAGEOUT_VICTIMS];
     size_t n_victims, at_victim;
     uint64_t cursor; /* the next page of the victim; PAGEOUT_NO_CHUNK: begin it */
+    struct sweep_step step; /* or what the sweep chose: still to leave */
     uint64_t idle_until_us; /* nothing could be chosen: not before */
 };
+
+/* ---- pageout.c ---- */
+
+/** pageout_excess() - how many pages are still to leave */
+int64_t pageout_excess(const struct pageout *pageout);
+
+/** pageout_is_candidate() - may pages of @chunk leave now?  @room_somewhere: a sub-host takes pages */
+bool pageout_is_candidate(struct pageout *pageout, uint64_t chunk, bool room_somewhere);
+
+/**
+ * pageout_assign() - where pages of @chunk are to go
+ * Return: NULL: nowhere now; *send false: only CLEAN pages may go.
+ */
+struct pageout_host *pageout_assign(struct pageout *pageout, uint64_t chunk, bool *send);
+
+/* ---- pageout_sweep.c ---- */
+
+/** sweep_fill() - begin batches of pages that the sweep names, as many as can be */
+void sweep_fill(struct pageout *pageout);
 
 /* ---- pageout_batch.c ---- */
 
 /**
  * batch_begin() - lock, protect and read up to PAGEOUT_BATCH_PAGES pages from @first; begin to send
  * @send: false: only CLEAN pages may go, the sub-host takes nothing
+ * @mask: bit i: page @first + i is meant
  * A batch that needs no answers is ended at once.
  * Return: pages that are leaving, 0 if there were none (then no batch is used).
  */
 unsigned batch_begin(struct pageout *pageout, struct pageout_host *host, uint64_t first, unsigned n,
-                     bool send);
+                     bool send, uint64_t mask);
 
 /** batch_host_events() - send and receive what can be, on one host. Return: true if something happened. */
 bool batch_host_events(struct pageout *pageout, struct pageout_host *host);

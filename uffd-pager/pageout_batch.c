@@ -80,13 +80,17 @@ static unsigned batch_run(const struct pageout_batch *batch, unsigned at, unsign
     return at;
 }
 
-static void batch_lock(struct pageout *pageout, struct pageout_batch *batch, bool send)
+static void batch_lock(struct pageout *pageout, struct pageout_batch *batch, bool send,
+                       uint64_t mask)
 {
     struct pagemap *map = pageout->engine->map;
 
     for (unsigned i = 0; i < batch->n; i++) {
         uint64_t page = batch->first + i;
         uint8_t byte = pagemap_get(map, page);
+        if (!(mask >> i & 1)) {
+            continue;
+        }
         if (byte == PAGE_CLEAN && pagemap_lock(map, page, PAGE_CLEAN)) {
             batch->fate[i] = PAGEOUT_DROP;
             batch->ours++;
@@ -252,7 +256,7 @@ void batch_queue(struct pageout_batch *batch)
 }
 
 unsigned batch_begin(struct pageout *pageout, struct pageout_host *host, uint64_t first, unsigned n,
-                     bool send)
+                     bool send, uint64_t mask)
 {
     struct pageout_batch *batch = batch_new(pageout, host, page_chunk(first));
 
@@ -261,7 +265,7 @@ unsigned batch_begin(struct pageout *pageout, struct pageout_host *host, uint64_
     }
     batch->first = first;
     batch->n = n;
-    batch_lock(pageout, batch, send);
+    batch_lock(pageout, batch, send, mask);
     unsigned ours = batch->ours;
     if (!ours) {
         batch_free(pageout, batch);

@@ -108,6 +108,34 @@ static void test_counts(void **state)
     pagemap_close(&map);
 }
 
+static void test_idle_marks(void **state)
+{
+    struct reason reason;
+    struct pagemap map;
+
+    (void)state;
+    assert_int_equal(pagemap_create(&map, NULL, uuid, N_PAGES, &reason), 0);
+    assert_false(pagemap_mark_idle(&map, 1)); /* UNTOUCHED */
+    for (uint8_t stable = PAGE_LOCAL; stable <= PAGE_CLEAN; stable += PAGE_CLEAN - PAGE_LOCAL) {
+        pagemap_unlock(&map, 1, stable);
+        assert_true(pagemap_mark_idle(&map, 1));
+        assert_true(pagemap_idle(&map, 1));
+        assert_int_equal(pagemap_get(&map, 1), stable); /* the mark is no state */
+        assert_false(pagemap_lock(&map, 1, PAGE_REMOTE));
+        assert_true(pagemap_idle(&map, 1));
+        assert_true(pagemap_lock(&map, 1, stable)); /* whoever takes the page ends it */
+        assert_false(pagemap_idle(&map, 1));
+        assert_int_equal(pagemap_get(&map, 1), stable | PAGE_BUSY);
+        assert_false(pagemap_mark_idle(&map, 1));
+        assert_true(page_missed(&map, 1));
+        assert_true(page_release(&map, 1, stable));
+        assert_int_equal(pagemap_get(&map, 1), stable);
+    }
+    pagemap_unlock(&map, 1, PAGE_REMOTE);
+    assert_false(pagemap_mark_idle(&map, 1));
+    pagemap_close(&map);
+}
+
 static void test_lock_and_missed(void **state)
 {
     struct pagemap map;
@@ -218,6 +246,7 @@ int main(void)
         cmocka_unit_test(test_file_survives),
         cmocka_unit_test(test_extents),   cmocka_unit_test(test_damaged_files_are_refused),
         cmocka_unit_test(test_counts),          cmocka_unit_test(test_lock_and_missed),
+        cmocka_unit_test(test_idle_marks),
         cmocka_unit_test(test_no_word_is_lost),
     };
 

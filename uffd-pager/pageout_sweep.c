@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * pageout_sweep.c - victims by page
+ *
+ * The sweep (predictor/sweep.h) goes through resident pages, 64 at a time.  Those it wants to know about are
+ * handed to the watch thread, which marks them and takes their mapping away; those that were not accessed
+ * since they were marked leave as a batch.  Pages that cannot leave now, because their sub-host takes
+ * nothing or their chunk is fenced, are passed over: the hand comes again.
+ */
+#include "uffd-pager/pageout.h"
+
+#define SWEEP_STEPS 1024u /* in a row without one that leaves; then the sub-hosts' answers come first */
+
+/* Begin a batch of what is to leave. Return: pages, 0 if none can, -1 to wait for answers first. */
+static int sweep_leave(struct pageout *pageout)
+{
+    struct engine *engine = pageout->engine;
+    struct sweep_step *step = &pageout->step;
+    const struct layout_block *block = layout_by_flat(engine->layout, step->first * PAGE_BYTES);
+    int leaving = 0;
+    bool send;
+    struct pageout_host *host = pageout_assign(pageout, page_chunk(step->first), &send);
+
+    if (host && block && host->batches >= pageout->host_batches &&
+        pageout->now_us < host->link.owed_us + PAGEOUT_SLOW_US) {
+        return -1;
+    }
+    if (host && block && host->batches < pageout->host_batches) {
+        uint64_t n = page_end(block) - step->first;
+        n = n < PAGEOUT_BATCH_PAGES ? n : PAGEOUT_BATCH_PAGES;
+        leaving = (int)batch_begin(pageout, host, step->first, (unsigned)n, send, step->leave);
+    }
+    step->leave = 0;
+    return leaving;
+}
+
+void sweep_fill(struct pageout *pageout)
+{
+    struct engine *engine = pageout->engine;
+    struct sweep_step *step = &pageout->step;
+    bool room_somewhere = place_any(pageout);
+    unsigned steps = 0;
+
+    while (pageout->now_us >= pageout->idle_until_us && pageout_excess(pageout) > 0) {
+        if (step->leave) {
+            int leaving = sweep_leave(pageout);
+            if (leaving < 0) {
+                return;
+            }
+            steps = leaving ? 0 : steps;
+            continue;
+        }
+        int64_t high = atomic_load_explicit(&engine->high, memory_order_relaxed);
+        if (++steps > SWEEP_STEPS || !sweep_next(engine->sweep, (uint64_t)high, step)) {
+            pageout->idle_until_us = pageout->used ? 0 : pageout->now_us + PAGEOUT_IDLE_US;
+            return;
+        }
+        if (step->watch) {
+            watch_push(engine, step->first, step->watch);
+        }
+        if (step->leave && !pageout_is_candidate(pageout, page_chunk(step->first), room_somewhere)) {
+            step->leave = 0;
+        }
+    }
+}
