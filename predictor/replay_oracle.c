@@ -409,14 +409,15 @@ int replay_oracle(const struct trace *trace, const char *policy,
                             .result = result,
                             .local = options->local_pages,
                             .random = options->seed};
-    int err = -ENOENT;
+    int err = -ENOMEM;
 
     memset(result, 0, sizeof(*result));
-    for (size_t i = 0; i < sizeof(oracles) / sizeof(oracles[0]); i++) {
-        if (!strcmp(policy, oracles[i].name)) {
-            err = oracle_new(&oracle) ? 0 : -ENOMEM;
-            if (!err) {
+    if (oracle_new(&oracle)) {
+        err = -ENOENT;
+        for (size_t i = 0; i < sizeof(oracles) / sizeof(oracles[0]) && err; i++) {
+            if (!strcmp(policy, oracles[i].name)) {
                 oracle_run(&oracle, &oracles[i]);
+                err = 0;
             }
         }
     }

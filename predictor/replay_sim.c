@@ -17,13 +17,23 @@
 
 #define MAX_VICTIMS 64
 
+static void sim_mark(struct sim *sim, const struct sweep_step *step)
+{
+    for (uint64_t pages = step->watch; pages; pages &= pages - 1) {
+        sim->page[step->first + (unsigned)__builtin_ctzll(pages)] |= PAGE_MARKED;
+    }
+}
+
 static void sim_page_in(struct sim *sim, uint64_t page, uint8_t flags)
 {
     sim->page[page] = PAGE_HERE | flags;
     atomic_fetch_add(&sim->in_chunk[page / CHUNK_PAGES], 1);
     sim->resident++;
-    if (sim->sweep) {
-        sweep_arrived(sim->sweep, page);
+    if (sim->sweep && sweep_arrived(sim->sweep, page)) {
+        struct sweep_step step;
+        while (sweep_probation(sim->sweep, sim->options->local_pages, &step)) {
+            sim_mark(sim, &step);
+        }
     }
 }
 
@@ -61,10 +71,9 @@ static void sim_sweep(struct sim *sim)
         uint64_t bit = (uint64_t)1 << i;
         if (step.leave & bit && sim->page[step.first + i] & PAGE_HERE) {
             sim_page_out(sim, step.first + i);
-        } else if (step.watch & bit) {
-            sim->page[step.first + i] |= PAGE_MARKED;
         }
     }
+    sim_mark(sim, &step);
 }
 
 static void sim_make_room(struct sim *sim)

@@ -16,11 +16,12 @@
  * Both together come close to CLOCK, LRU, ARC and LIRS that see every access (docs/benchmarks.md).
  *
  * Cost: a victim is found in constant time.  No more than SWEEP_LOOKS pages are looked at for each that
- * leaves; when more are touched the hand takes what it meets.  Chunks without resident pages are skipped
- * by two bytes each.  Memory: four bytes a place in the ring, and at most one place for 256 pages.
+ * leaves; when more are touched the hand takes what it meets.  Chunks without resident pages are
+ * skipped by two bytes each.  Memory: twelve bytes a place in the ring, one place for 512 pages.
  *
- * Ring: producers take a place by counting up the tail, then store; they never wait.  If they overrun
- * the consumer, or a place is read before it is stored, a page is judged early or left to the hand.
+ * Ring: a place is a window of 64 pages and those that arrived of it, so a scan takes few places.
+ * Producers take a place by counting up the tail, then store; they never wait.  If they overrun a
+ * consumer, or a place is read before it is stored, a page is judged early or left to the hand.
  */
 #include "predictor/sweep.h"
 
@@ -28,20 +29,27 @@
 
 #include "common/units.h"
 
-#define PROBATION_SHARE 50 /* of local memory: the ring's length */
-#define RING_SHARE 256     /* of all pages: its room */
+#define PROBATION_SHARE 50 /* of local memory: how many pages are on probation */
+#define RING_SHARE CHUNK_PAGES /* of all pages: the ring's places */
 #define RING_MIN 64
 #define LOOKS_MAX ((int64_t)(SWEEP_LOOKS * SWEEP_WINDOW)) /* saved up, before touched pages leave */
+
+/* One who follows the tail: marks pages half-way, or judges them at the end. */
+struct follower {
+    uint64_t place;
+    uint64_t pages; /* that arrived before it, as far as it knows */
+};
 
 struct sweep {
     struct sweep_view view;
     uint64_t n_chunks;
     uint64_t hand; /* page; a multiple of SWEEP_WINDOW */
-    uint64_t room;
-    uint64_t head, middle; /* places judged; places marked */
-    _Atomic uint64_t tail;
     int64_t looks; /* pages that were touched, less SWEEP_LOOKS for each that left */
-    _Atomic uint32_t ring[];
+    struct follower judge, marker;
+    uint64_t room;
+    _Atomic uint64_t tail, arrived; /* places, pages */
+    _Atomic uint64_t *pages;        /* [room] bits */
+    _Atomic uint32_t *window;       /* [room] */
 };
 
 static uint64_t ring_room(uint64_t n_pages)
@@ -51,31 +59,53 @@ static uint64_t ring_room(uint64_t n_pages)
 
 uint64_t sweep_bytes(uint64_t n_pages)
 {
-    return sizeof(struct sweep) + ring_room(n_pages) * sizeof(uint32_t);
+    return sizeof(struct sweep) + ring_room(n_pages) * (sizeof(uint64_t) + sizeof(uint32_t));
 }
 
 struct sweep *sweep_new(const struct sweep_view *view)
 {
-    struct sweep *sweep = calloc(1, sweep_bytes(view->n_pages));
+    struct sweep *sweep = calloc(1, sizeof(*sweep));
 
-    if (sweep) {
-        sweep->view = *view;
-        sweep->n_chunks = (view->n_pages + CHUNK_PAGES - 1) / CHUNK_PAGES;
-        sweep->room = ring_room(view->n_pages);
+    if (!sweep) {
+        return NULL;
+    }
+    sweep->view = *view;
+    sweep->n_chunks = (view->n_pages + CHUNK_PAGES - 1) / CHUNK_PAGES;
+    sweep->room = ring_room(view->n_pages);
+    sweep->pages = calloc(sweep->room, sizeof(*sweep->pages));
+    sweep->window = calloc(sweep->room, sizeof(*sweep->window));
+    if (!sweep->pages || !sweep->window) {
+        sweep_free(sweep);
+        return NULL;
     }
     return sweep;
 }
 
 void sweep_free(struct sweep *sweep)
 {
-    free(sweep);
+    if (sweep) {
+        free((void *)sweep->pages);
+        free((void *)sweep->window);
+        free(sweep);
+    }
 }
 
-void sweep_arrived(struct sweep *sweep, uint64_t page)
+bool sweep_arrived(struct sweep *sweep, uint64_t page)
 {
-    uint64_t place = atomic_fetch_add_explicit(&sweep->tail, 1, memory_order_relaxed);
+    uint64_t bit = (uint64_t)1 << page % SWEEP_WINDOW;
+    uint32_t window = (uint32_t)(page / SWEEP_WINDOW);
+    uint64_t place = atomic_load_explicit(&sweep->tail, memory_order_relaxed) - 1;
+    uint64_t arrived = atomic_fetch_add_explicit(&sweep->arrived, 1, memory_order_relaxed);
 
-    atomic_store_explicit(&sweep->ring[place % sweep->room], (uint32_t)page, memory_order_relaxed);
+    if (place != UINT64_MAX && atomic_load_explicit(&sweep->window[place % sweep->room],
+                                                    memory_order_relaxed) == window) {
+        atomic_fetch_or_explicit(&sweep->pages[place % sweep->room], bit, memory_order_relaxed);
+    } else {
+        place = atomic_fetch_add_explicit(&sweep->tail, 1, memory_order_relaxed) % sweep->room;
+        atomic_store_explicit(&sweep->pages[place], bit, memory_order_relaxed);
+        atomic_store_explicit(&sweep->window[place], window, memory_order_relaxed);
+    }
+    return arrived % SWEEP_WINDOW == 0;
 }
 
 static enum sweep_state sweep_look(const struct sweep *sweep, uint64_t page)
@@ -84,55 +114,43 @@ static enum sweep_state sweep_look(const struct sweep *sweep, uint64_t page)
 }
 
 /*
- * Take pages from the ring at *@place, before @end, as long as they are of one window.
- * Return: those in @wanted state, as bits; *first is the window.
+ * Let a follower go on until it is @distance pages behind, or has found pages in @wanted state.
+ * Return: those, as bits; *first is their window.
  */
-static uint64_t ring_take(struct sweep *sweep, uint64_t *place, uint64_t end,
-                          enum sweep_state wanted, uint64_t *first)
+static uint64_t follow(struct sweep *sweep, struct follower *follower, uint64_t distance,
+                       enum sweep_state wanted, uint64_t *first)
 {
+    uint64_t tail = atomic_load_explicit(&sweep->tail, memory_order_relaxed);
+    uint64_t arrived = atomic_load_explicit(&sweep->arrived, memory_order_relaxed);
     uint64_t found = 0;
 
-    for (bool any = false; *place < end; (*place)++) {
-        uint64_t page =
-            atomic_load_explicit(&sweep->ring[*place % sweep->room], memory_order_relaxed);
-        uint64_t window = page - page % SWEEP_WINDOW;
-        if (any && window != *first) {
-            break;
+    if (tail - follower->place > sweep->room) { /* overrun: the oldest are left to the hand */
+        follower->place = tail - sweep->room;
+    }
+    /* The last place may still be added to. */
+    while (!found && follower->place + 1 < tail && arrived > follower->pages + distance) {
+        uint64_t place = follower->place++ % sweep->room;
+        uint64_t pages = atomic_load_explicit(&sweep->pages[place], memory_order_relaxed);
+        *first = (uint64_t)atomic_load_explicit(&sweep->window[place], memory_order_relaxed) *
+                 SWEEP_WINDOW;
+        follower->pages += (uint64_t)__builtin_popcountll(pages);
+        for (; pages; pages &= pages - 1) {
+            unsigned bit = (unsigned)__builtin_ctzll(pages);
+            found |= (uint64_t)(sweep_look(sweep, *first + bit) == wanted) << bit;
         }
-        any = true;
-        *first = window;
-        if (sweep_look(sweep, page) == wanted) {
-            found |= (uint64_t)1 << page % SWEEP_WINDOW;
-        }
+    }
+    if (follower->place + 1 >= tail) { /* what was not counted shall not add up */
+        follower->pages = arrived;
     }
     return found;
 }
 
-/* Return: whether there is something to do for pages on probation. */
-static bool sweep_ring(struct sweep *sweep, uint64_t local_pages, struct sweep_step *step)
+bool sweep_probation(struct sweep *sweep, uint64_t local_pages, struct sweep_step *step)
 {
-    uint64_t tail = atomic_load_explicit(&sweep->tail, memory_order_relaxed);
-    uint64_t length = local_pages / PROBATION_SHARE;
-
-    length = length < sweep->room ? length : sweep->room;
-    if (tail - sweep->head > sweep->room) { /* overrun: the oldest are left to the hand */
-        sweep->head = tail - sweep->room;
-    }
-    sweep->middle = sweep->middle < sweep->head ? sweep->head : sweep->middle;
-    while (sweep->middle + length / 2 < tail) {
-        step->watch =
-            ring_take(sweep, &sweep->middle, tail - length / 2, SWEEP_TOUCHED, &step->first);
-        if (step->watch) {
-            return true;
-        }
-    }
-    while (sweep->head + length < tail) {
-        step->leave = ring_take(sweep, &sweep->head, tail - length, SWEEP_IDLE, &step->first);
-        if (step->leave) {
-            return true;
-        }
-    }
-    return false;
+    *step = (struct sweep_step){0};
+    step->watch = follow(sweep, &sweep->marker, local_pages / PROBATION_SHARE / 2, SWEEP_TOUCHED,
+                         &step->first);
+    return step->watch;
 }
 
 /* Move the hand to the next window of a chunk that has resident pages. */
@@ -178,7 +196,9 @@ bool sweep_next(struct sweep *sweep, uint64_t local_pages, struct sweep_step *st
     uint64_t before;
 
     *step = (struct sweep_step){0};
-    if (sweep_ring(sweep, local_pages, step)) {
+    step->leave = follow(sweep, &sweep->judge, local_pages / PROBATION_SHARE, SWEEP_IDLE,
+                         &step->first);
+    if (step->leave) {
         return true;
     }
     for (unsigned laps = 0; laps < 2; laps += sweep->hand <= before) {

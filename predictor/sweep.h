@@ -41,8 +41,18 @@ struct sweep_step {
 struct sweep *sweep_new(const struct sweep_view *view);
 void sweep_free(struct sweep *sweep);
 
-/** sweep_arrived() - @page was paged in or prefetched; any thread, no lock, no allocation */
-void sweep_arrived(struct sweep *sweep, uint64_t page);
+/**
+ * sweep_arrived() - @page was paged in or prefetched; any thread, no lock, no allocation
+ * Return: whether it is time for sweep_probation(), as it is every so many pages.
+ */
+bool sweep_arrived(struct sweep *sweep, uint64_t page);
+
+/**
+ * sweep_probation() - pages that arrived a while ago, of which is to be known whether they are used
+ * Return: false if there are none for now; else @step has pages to mark.  One thread at a time, which
+ * may be another than that of sweep_next().
+ */
+bool sweep_probation(struct sweep *sweep, uint64_t local_pages, struct sweep_step *step);
 
 /**
  * sweep_next() - take the next step

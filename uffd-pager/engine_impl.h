@@ -131,11 +131,16 @@ void engine_kick(int fd);
  */
 void engine_want_trim(struct engine *engine, uint64_t page);
 
+/** watch_kick() - pages have arrived: see which of them are used; any thread (engine_watch.c) */
+void watch_kick(struct engine *engine);
+
 /** engine_arrived() - @n pages were installed that were not here before; any thread */
 static inline void engine_arrived(struct engine *engine, uint64_t first, uint64_t n)
 {
     for (uint64_t i = 0; engine->sweep && i < n; i++) {
-        sweep_arrived(engine->sweep, first + i);
+        if (sweep_arrived(engine->sweep, first + i)) {
+            watch_kick(engine);
+        }
     }
 }
 

@@ -30,7 +30,7 @@ struct watch {
     bool started;
     pthread_mutex_t lock;
     pthread_cond_t pushed;
-    bool stop; /* guarded by lock, as are the next two */
+    bool stop, kicked; /* guarded by lock, as are the next two */
     unsigned n;
     struct watch_window waiting[WATCH_WINDOWS];
     struct watch_window window[WATCH_WINDOWS]; /* the thread's */
@@ -54,16 +54,27 @@ void watch_push(struct engine *engine, uint64_t first, uint64_t mask)
     pthread_mutex_unlock(&watch->lock);
 }
 
-/* Wait for windows and take them all. Return: how many, 0 to end. */
-static unsigned watch_pop(struct watch *watch)
+void watch_kick(struct engine *engine)
+{
+    struct watch *watch = engine->watch;
+
+    pthread_mutex_lock(&watch->lock);
+    watch->kicked = true;
+    pthread_cond_signal(&watch->pushed);
+    pthread_mutex_unlock(&watch->lock);
+}
+
+/* Wait for windows or a kick, and take all windows. Return: how many, -1 to end. */
+static int watch_pop(struct watch *watch)
 {
     pthread_mutex_lock(&watch->lock);
-    while (watch->n == 0 && !watch->stop) {
+    while (watch->n == 0 && !watch->kicked && !watch->stop) {
         pthread_cond_wait(&watch->pushed, &watch->lock);
     }
-    unsigned n = watch->stop ? 0 : watch->n;
-    memcpy(watch->window, watch->waiting, n * sizeof(watch->window[0]));
+    int n = watch->stop ? -1 : (int)watch->n;
+    memcpy(watch->window, watch->waiting, watch->n * sizeof(watch->window[0]));
     watch->n = 0;
+    watch->kicked = false;
     pthread_mutex_unlock(&watch->lock);
     return n;
 }
@@ -113,15 +124,31 @@ static void watch_mark(struct watch *watch, const struct watch_window *window)
     }
 }
 
+/* New pages are only asked about while memory is short. */
+static void watch_arrived(struct watch *watch)
+{
+    struct engine *engine = watch->engine;
+    int64_t high = atomic_load_explicit(&engine->high, memory_order_relaxed);
+    struct sweep_step step;
+
+    if (atomic_load_explicit(&engine->resident, memory_order_relaxed) < high - high / 8) {
+        return;
+    }
+    while (!engine_over(engine) && sweep_probation(engine->sweep, (uint64_t)high, &step)) {
+        watch_mark(watch, &(struct watch_window){.first = step.first, .mask = step.watch});
+    }
+}
+
 static void *watch_main(void *arg)
 {
     struct watch *watch = arg;
-    unsigned n;
+    int n;
 
-    while ((n = watch_pop(watch)) > 0) {
-        for (unsigned i = 0; i < n; i++) {
+    while ((n = watch_pop(watch)) >= 0) {
+        for (int i = 0; i < n; i++) {
             watch_mark(watch, &watch->window[i]);
         }
+        watch_arrived(watch);
         watch_zap(watch);
     }
     return NULL;
