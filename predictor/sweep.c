@@ -9,7 +9,7 @@
  *   - A hand goes round all resident pages in address order.  A page that is touched it has marked as
  *     idle ("watch"); a page that is still idle when the hand comes again leaves.  It is CLOCK, whose
  *     reference bit is a mapping.
- *   - Pages that arrive go on probation: a ring that holds a fiftieth of local memory.  Half-way through
+ *   - Pages that arrive go on probation: a ring that holds a twentieth of local memory.  Half-way through
  *     they are marked; whoever is idle at the end leaves, whoever was touched is left to the hand.  A
  *     scan so flows through the ring and drives nothing out, and pages prefetched in vain go first.
  *
@@ -29,7 +29,7 @@
 
 #include "common/units.h"
 
-#define PROBATION_SHARE 50 /* of local memory: how many pages are on probation */
+#define PROBATION_SHARE 20 /* of local memory: how many pages are on probation */
 #define RING_SHARE CHUNK_PAGES /* of all pages: the ring's places */
 #define RING_MIN 64
 #define LOOKS_MAX ((int64_t)(SWEEP_LOOKS * SWEEP_WINDOW)) /* saved up, before touched pages leave */

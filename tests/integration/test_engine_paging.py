@@ -84,8 +84,7 @@ def test_sampling_maps_again_and_keeps_protection():
 
 def test_pages_that_arrived_are_mapped_in_the_background():
     with Subhost(memory="512M") as one, with_region(one, SIZE), \
-            guest([one], local=30, remote=30, predictor="smemv", budget="60M",
-                  high="56M", low="48M") as play:
+            guest([one], local=30, remote=30, budget="96M", high="88M", low="80M") as play:
         time.sleep(1)
         stats = play.check()
         assert stats["engine"]["minor_faults"] < 50, stats
@@ -93,8 +92,7 @@ def test_pages_that_arrived_are_mapped_in_the_background():
 
 def test_zapped_pages_come_back_by_minor_faults():
     with Subhost(memory="512M") as one, with_region(one, SIZE), \
-            guest([one], local=30, remote=30, predictor="smemv", budget="60M",
-                  high="56M", low="48M") as play:
+            guest([one], local=30, remote=30, budget="96M", high="88M", low="80M") as play:
         time.sleep(0.5)
         play.check()
         before = play("stats")["engine"]["minor_faults"]
