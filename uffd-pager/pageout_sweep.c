@@ -11,15 +11,18 @@
 
 #define SWEEP_STEPS 1024u /* in a row without one that leaves; then the sub-hosts' answers come first */
 
-/* Begin a batch of what is to leave. Return: pages, 0 if none can, -1 to wait for answers first. */
-static int sweep_leave(struct pageout *pageout)
+/* engine.move_lock held: begin a batch of what is to leave, if it still may. */
+static int sweep_leave_locked(struct pageout *pageout)
 {
     struct engine *engine = pageout->engine;
     struct sweep_step *step = &pageout->step;
     const struct layout_block *block = layout_by_flat(engine->layout, step->first * PAGE_BYTES);
     int leaving = 0;
     bool send;
-    struct pageout_host *host = pageout_assign(pageout, page_chunk(step->first), &send);
+    uint64_t chunk = page_chunk(step->first);
+    struct pageout_host *host = pageout_is_candidate(pageout, chunk, place_any(pageout))
+                                    ? pageout_assign(pageout, chunk, &send)
+                                    : NULL;
 
     if (host && block && host->batches >= pageout->host_batches &&
         pageout->now_us < host->link.owed_us + PAGEOUT_SLOW_US) {
@@ -34,11 +37,19 @@ static int sweep_leave(struct pageout *pageout)
     return leaving;
 }
 
+/* Begin a batch of what is to leave. Return: pages, 0 if none can, -1 to wait for answers first. */
+static int sweep_leave(struct pageout *pageout)
+{
+    pthread_mutex_lock(&pageout->engine->move_lock);
+    int leaving = sweep_leave_locked(pageout);
+    pthread_mutex_unlock(&pageout->engine->move_lock);
+    return leaving;
+}
+
 void sweep_fill(struct pageout *pageout)
 {
     struct engine *engine = pageout->engine;
     struct sweep_step *step = &pageout->step;
-    bool room_somewhere = place_any(pageout);
     unsigned steps = 0;
 
     while (pageout->now_us >= pageout->idle_until_us && pageout_excess(pageout) > 0) {
@@ -57,9 +68,6 @@ void sweep_fill(struct pageout *pageout)
         }
         if (step->watch) {
             watch_push(engine, step->first, step->watch);
-        }
-        if (step->leave && !pageout_is_candidate(pageout, page_chunk(step->first), room_somewhere)) {
-            step->leave = 0;
         }
     }
 }
