@@ -226,20 +226,22 @@ static void tls_expect(struct tls *tls, const char *host)
     gnutls_session_set_verify_cert2(tls->session, tls->expect, n, 0);
 }
 
-static int tls_new(struct tls **out, int fd, const char *host, struct reason *reason)
+/* Return: NULL with *err and @reason. */
+static struct tls *tls_new(int fd, const char *host, int *err, struct reason *reason)
 {
     enum tls_role role = host ? TLS_CLIENT : TLS_SERVER;
     struct tls *tls = malloc(sizeof(*tls));
 
     if (!tls) {
-        return reason_set(reason, -ENOMEM, "there is no memory for TLS");
+        *err = reason_set(reason, -ENOMEM, "there is no memory for TLS");
+        return NULL;
     }
     memset(tls, 0, offsetof(struct tls, in));
     tls->fd = fd;
-    int err = tls_credentials_load(&tls->credentials, role, reason);
-    if (err) {
+    *err = tls_credentials_load(&tls->credentials, role, reason);
+    if (*err) {
         free(tls);
-        return err;
+        return NULL;
     }
     pthread_mutex_init(&tls->lock, NULL);
     int rc = gnutls_init(&tls->session, GNUTLS_NONBLOCK | GNUTLS_NO_TICKETS | GNUTLS_NO_SIGNAL |
@@ -249,7 +251,8 @@ static int tls_new(struct tls **out, int fd, const char *host, struct reason *re
     }
     if (rc < 0) {
         tls_end(tls);
-        return reason_set(reason, -EINVAL, "TLS: %s", gnutls_strerror(rc));
+        *err = reason_set(reason, -EINVAL, "TLS: %s", gnutls_strerror(rc));
+        return NULL;
     }
     if (tls->credentials.certificate) {
         tls_expect(tls, host);
@@ -259,8 +262,7 @@ static int tls_new(struct tls **out, int fd, const char *host, struct reason *re
     gnutls_transport_set_pull_timeout_function(tls->session, tls_pull_timeout);
     gnutls_transport_set_push_function(tls->session, tls_push);
     gnutls_handshake_set_timeout(tls->session, 0); /* tls_handshake() watches the time */
-    *out = tls;
-    return 0;
+    return tls;
 }
 
 /* An operator looks on the server for what is wrong; whoever knocks must not fill the log. */
@@ -280,14 +282,14 @@ int tls_start(struct tls **out, int fd, const char *host, uint64_t deadline_us,
 {
     uint64_t latest = units_now_us() + TLS_HANDSHAKE_US;
     struct reason why = {""};
-    struct tls *tls = NULL;
+    int err = 0;
+    struct tls *tls = tls_new(fd, host, &err, &why);
 
     *out = NULL;
-    int err = tls_new(&tls, fd, host, &why);
-    if (!err && fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK) < 0) {
+    if (tls && fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK) < 0) {
         err = reason_set(&why, -errno, "TLS: %s", strerror(errno));
     }
-    if (!err) {
+    if (tls && !err) {
         err = tls_handshake(tls, deadline_us < latest ? deadline_us : latest, &why);
     }
     if (err) {
