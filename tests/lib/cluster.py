@@ -144,7 +144,9 @@ class Subhost(Daemon):
         wait_until("%s is ready" % name, 20, lambda: os.path.exists(pidfile) or self._check())
         self.memory = memory
         control = Control(self.control_path)
-        self.data = control.call("query-status")["data"][0]
+        data = control.call("query-status")["data"]
+        self.data = data[0]
+        self.rdma = next((address for address in data if address.startswith("rdma:")), None)
         control.close()
 
     def _check(self):

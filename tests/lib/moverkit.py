@@ -329,7 +329,7 @@ class Lab:
     """Sub-hosts, a receiver and a mover for one guest."""
 
     def __init__(self, sizes, n_subhosts=1, budget=None, sub_limits=None, uuid=None, layout=True, env=None,
-                 receiver_budget=None):
+                 receiver_budget=None, subhost_options=()):
         self.dir = tempfile.mkdtemp(prefix="mover-")
         self.processes = []
         self.leases = []
@@ -340,14 +340,16 @@ class Lab:
         self.subhosts = []
         self.configs = []
         for i in range(n_subhosts):
-            subhost = Subhost(self, "sub%d" % i, 1 << 30)
+            subhost = Subhost(self, "sub%d" % i, 1 << 30, subhost_options)
             lease = Control(subhost.control_path)
             limit = sub_limits[i] if sub_limits else self.source.size
             export = lease.call("region-create", name=self.uuid, size=self.source.size, reserve=0,
-                                limit=limit, ticket=TICKET)["export"]
+                                limit=limit, slab=CHUNK, ticket=TICKET)["export"]
             self.leases.append(lease)
             self.subhosts.append(subhost)
             self.configs.append({"name": "sub%d" % i, "data": subhost.data, "export": export})
+            if subhost.rdma:
+                self.configs[i]["rdma"] = subhost.rdma
         self.receiver = Receiver(self.target, self.uuid,
                                  self.budget if receiver_budget is None else receiver_budget,
                                  n_subhosts, layout)
@@ -386,7 +388,9 @@ class Lab:
         for page in range(self.source.n_pages):
             state = states[page]
             counts[state] += 1
-            remote = [i for i, store in enumerate(stores) if store[page] is not None]
+            # In a slab that is used by RDMA all pages exist: one that is zero holds nothing.
+            remote = [i for i, store in enumerate(stores) if store[page] is not None and
+                      not (self.subhosts[i].rdma and state != REMOTE and store[page] == ZERO)]
             want_remote = [indices[page // CHUNK_PAGES]] if state == REMOTE else []
             if (page in resident) != (state == LOCAL) or remote != want_remote:
                 raise Failure("page %d is in state %d, resident %s, on sub-hosts %s" % (
