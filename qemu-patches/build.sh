@@ -26,11 +26,13 @@ export LC_ALL=C
 readonly VERSION=1
 readonly SUITE=trixie
 readonly DEPS=(gcc make ninja-build pkg-config patch xz-utils git perl
-    python3-venv libglib2.0-dev libfdt-dev libseccomp-dev libnuma-dev)
+    python3-venv libglib2.0-dev libfdt-dev libseccomp-dev libnuma-dev
+    libpixman-1-dev libgnutls28-dev libaio-dev)
 readonly OPTIONS=(--without-default-features --target-list=x86_64-softmmu
     --enable-system --enable-kvm --enable-tcg --enable-seccomp --enable-numa
     --enable-fdt=system --enable-vhost-kernel --enable-vhost-net
-    --enable-vhost-user --disable-install-blobs --disable-download
+    --enable-vhost-user --enable-pixman --enable-vnc --enable-gnutls
+    --enable-linux-aio --disable-install-blobs --disable-download
     --firmwarepath=/usr/share/qemu:/usr/share/seabios)
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
