@@ -273,6 +273,7 @@ class Guest:
         return "qmp:%s?pager=unix:%s" % (self.qmp_path, self.pager.control_path)
 
     def log_text(self):
+        self.drain()  # a console that nobody reads makes the guest wait
         with open(self.serial_log, errors="replace") as log:
             return log.read().replace("\r", "")
 
