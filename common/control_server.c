@@ -12,6 +12,7 @@
 
 #include "common/control.h"
 #include "common/control_line.h"
+#include "common/units.h"
 #include "common/version.h"
 
 /*
@@ -41,6 +42,7 @@ struct control_server {
 
 /* A peer that does not read its lines must not block whoever sends events for ever. */
 #define CONTROL_SEND_TIMEOUT_S 10
+#define CONTROL_TLS_TIMEOUT_S 10 /* to get through the handshake */
 
 static void control_peer_send(struct control_peer *peer, const json_t *object)
 {
@@ -141,12 +143,13 @@ static void control_serve(struct control_peer *peer)
 static int control_admit(struct control_peer *peer)
 {
     struct channel channel = peer->channel;
-    int err = peer->server->config.tls ? channel_secure(&channel, NULL, UINT64_MAX, NULL) : 0;
+    uint64_t deadline = units_now_us() + (uint64_t)CONTROL_TLS_TIMEOUT_S * 1000000;
+    int err = peer->server->config.tls ? channel_secure(&channel, NULL, deadline, NULL) : 0;
 
     if (!err) {
         channel_timeout(&channel, CONTROL_SEND_TIMEOUT_S * 1000);
         pthread_mutex_lock(&peer->write_lock);
-        peer->channel = channel;
+        peer->channel.tls = channel.tls; /* control_server_stop() may be looking at the socket */
         peer->ready = true;
         pthread_mutex_unlock(&peer->write_lock);
     }

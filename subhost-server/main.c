@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include <stdlib.h>
+#include <sys/prctl.h>
 
 #include "subhost-server/server.h"
 
@@ -9,6 +10,7 @@ int main(int argc, char **argv)
     struct reason reason = {""};
 
     log_init("subhost-server", LOG_LEVEL_INFO);
+    prctl(PR_SET_DUMPABLE, 0); /* guests' memory, tickets and keys have no place in a core file */
     switch (options_parse(&options, argc, argv, &reason)) {
     case OPTIONS_DONE:
         return EXIT_SUCCESS;

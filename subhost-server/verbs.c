@@ -133,7 +133,7 @@ static json_t *region_keep(void *opaque, struct control_peer *peer, const json_t
 {
     static const char *const known[] = {"name", "ticket", "new_ticket", NULL};
     struct server *server = opaque;
-    const char *name, *ticket, *new_ticket;
+    const char *name, *ticket, *new_ticket = NULL;
 
     (void)peer;
     *err = get_name(args, known, &name, &ticket, reason);

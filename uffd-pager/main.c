@@ -13,6 +13,7 @@ int main(int argc, char **argv)
 
     options_parse(&options, argc, argv);
     log_init("uffd-pager", options.daemon.debug ? LOG_LEVEL_DEBUG : LOG_LEVEL_INFO);
+    prctl(PR_SET_DUMPABLE, 0); /* guests' memory, tickets and keys have no place in a core file */
     if (options.exit_with_parent) {
         prctl(PR_SET_PDEATHSIG, SIGTERM);
     }

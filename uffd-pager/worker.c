@@ -9,7 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -417,8 +416,6 @@ int worker_main(const char *run_dir, const char *uuid, const struct endpoint *da
 
     log_set_instance(uuid);
     signal(SIGPIPE, SIG_IGN);
-    /* A guest's memory has no place in a core file. */
-    prctl(PR_SET_DUMPABLE, 0);
     if (!worker || worker_init(worker, run_dir, uuid, data) < 0) {
         log_error("the worker could not start");
         return EXIT_FAILURE;
