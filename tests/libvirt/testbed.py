@@ -126,6 +126,12 @@ class Host:
         self.write("/etc/hosts", "127.0.0.1 localhost\n" + "".join(
             "%s %s\n" % (bed.networks[0] % (i + 1), host) for i, host in enumerate(bed.NAMES)))
 
+    def transport(self):
+        """What a daemon here is told of TLS."""
+        if not self.bed.pki:
+            return ["--plaintext"]
+        return ["--tls-certificates", self.bed.pki.identity(names=(self.name,), addresses=self.addresses)]
+
     def path(self, path):
         """A path of the host as this process reaches it."""
         return "/proc/%d/root%s" % (self.pid, path)
@@ -196,7 +202,7 @@ class LibvirtHost(Host):
     def __init__(self, bed, name, number, emulator=True):
         super().__init__(bed, name, number)
         self.uri = "qemu+tcp://%s/system" % self.address
-        self.pager_uri = "tcp:%s:%d" % (self.address, PAGER_PORT)
+        self.pager_uri = "%s:%s:%d" % (bed.scheme, self.address, PAGER_PORT)
         self.write("/etc/libvirt/libvirtd.conf", LIBVIRTD_CONF % {
             "address": self.addresses[0],
             "uuid": "6f0a6d3c-93c1-4b7f-8f5e-0000000000%02x" % number})
@@ -223,9 +229,9 @@ class LibvirtHost(Host):
 
     def start_pager(self, env=None):
         self.pager = self.daemon("uffd-pager", [
-            program("uffd-pager"), "--plaintext", "--control", "unix:" + PAGER_SOCKET, "--control",
-            self.pager_uri, "--data", "tcp:%s:0" % self.data, "--pidfile",
-            "/run/uffd-pager.pid"], env)
+            program("uffd-pager"), "--control", "unix:" + PAGER_SOCKET, "--control",
+            self.pager_uri, "--data", "%s:%s:0" % (self.bed.scheme, self.data), "--pidfile",
+            "/run/uffd-pager.pid"] + self.transport(), env)
         wait_until("uffd-pager on %s" % self.name, 20, lambda: self.pager.poll() is not None or
                    os.path.exists(self.path("/run/uffd-pager.pid")))
         if self.pager.poll() is not None:
@@ -248,9 +254,9 @@ class SubhostHost(Host):
         self.socket = "/run/split-migrate/subhost.sock"
         self.server = self.daemon("subhost-server", [
             program("subhost-server"), "--memory", str(memory), "--listen",
-            "tcp:%s:10809" % self.data, "--control", "unix:" + self.socket, "--control",
-            "tcp:%s:%d" % (self.address, SUBHOST_PORT), "--plaintext", "--pidfile",
-            "/run/subhost.pid"])
+            "%s:%s:10809" % (bed.scheme, self.data), "--control", "unix:" + self.socket, "--control",
+            "%s:%s:%d" % (bed.scheme, self.address, SUBHOST_PORT), "--pidfile",
+            "/run/subhost.pid"] + self.transport())
         wait_until("subhost-server on %s" % name, 20,
                    lambda: os.path.exists(self.path("/run/subhost.pid")))
 
@@ -338,8 +344,10 @@ DOMAIN_XML = """<domain type='qemu'>
 class Testbed:
     NAMES = ("source", "main", "sub1", "sub2")
 
-    def __init__(self, subhost_memory=(512 * MIB, 512 * MIB), networks=("10.213.0.%d",)):
-        self.subhost_memory, self.networks = subhost_memory, networks
+    def __init__(self, subhost_memory=(512 * MIB, 512 * MIB), networks=("10.213.0.%d",), pki=None):
+        """@pki: whose certificates all daemons of ours use; None: plaintext."""
+        self.subhost_memory, self.networks, self.pki = subhost_memory, networks, pki
+        self.scheme = "tls" if pki else "tcp"
         self.dir = tempfile.mkdtemp(prefix="smv-", dir="/dev/shm")
         self.holders, self.processes, self.subhosts, self._files = [], [], [], None
 
@@ -407,7 +415,8 @@ class Testbed:
     def policy(self, budget, memory=None):
         lines = ["[main]", "budget = %dKiB" % (budget // 1024)]
         for host in self.subhosts:
-            lines += ["[subhost %s]" % host.name, "uri = subhost+tcp://%s:%d" % (host.address, SUBHOST_PORT),
+            lines += ["[subhost %s]" % host.name,
+                      "uri = subhost+%s://%s:%d" % (self.scheme, host.address, SUBHOST_PORT),
                       "memory = %dKiB" % ((memory or host.memory) // 1024)]
         path = os.path.join(self.dir, "policy.ini")
         with open(path, "w") as file:
