@@ -250,6 +250,10 @@ bench-predict: deps  ## paging policies on traces of real programs, beside Belad
 	@$(MAKE) --no-print-directory -j$$(nproc) tools
 	@BUILD=$(B) /usr/bin/python3 bench/predict.py
 
+bench-rdma: deps  ## a remote fault by RDMA beside its floor and TCP, in the lab
+	@$(MAKE) --no-print-directory -j$$(nproc) tools
+	@QEMU=$$(qemu-patches/build.sh) && export QEMU && BUILD=$(B) /usr/bin/python3 bench/bench_rdma.py
+
 # ---- the rest ----
 
 PREFIX ?= /usr/local
@@ -271,6 +275,6 @@ help:  ## print the targets
 
 .PHONY: all tools deps build-deps qemu check unit check-unit check-integration check-e2e check-lab \
         check-libvirt check-package check-asan check-tsan lint fuzz fuzzers demo bench-migrate bench-sparse bench-mover \
-        bench-placement bench-predict install uninstall deb clean help
+        bench-placement bench-predict bench-rdma install uninstall deb clean help
 .SECONDARY:
 -include $(shell find $(B) $(B)-fuzz -name '*.d' 2>/dev/null)
