@@ -1,5 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
+# NOT-UNDER: asan tsan (shells have time limits of their own)
 """Bash completes verbs, options, values and the names of guests; make install puts it in place."""
 
 import os

@@ -1,5 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
+# NOT-UNDER: asan tsan (it is about texts)
 """The manual pages, the sample policy and the programs' tables say the same, in both directions."""
 
 import json

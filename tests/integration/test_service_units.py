@@ -1,5 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
+# NOT-UNDER: asan tsan (it is about texts)
 """The units are sound and give little away: systemd's own tools judge them, and the users they need are made."""
 
 import os

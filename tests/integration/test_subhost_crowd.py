@@ -1,5 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
+# NOT-UNDER: tsan (how much memory grows is counted)
 """10,000 connections that say nothing, and clients that dribble: who is served goes on, memory does not grow, it ends."""
 
 import os

@@ -1,5 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
+# NOT-UNDER: tsan (ten guests at once are too slow)
 """Where page-out puts a new slab: where there is room; not where there is none; and what if there is none anywhere."""
 
 import contextlib

@@ -83,14 +83,16 @@ class EnginePlay:
         self("verify")
         stats = self("stats")
         assert stats["errors"] == 0, stats
-        time.sleep(0.3) # page-out may go on for a moment
-        stats = self("stats")
-        pages = self("pages")
-        if "resident_counted" in stats["engine"]:
-            assert stats["engine"]["resident_counted"] == stats["resident"], stats
-            assert (pages["local"] + pages["clean"]) * PAGE == stats["resident"], (pages, stats)
-            assert pages["busy"] == 0, pages
-        return stats
+        # Page-out may go on for a moment, so figures that are taken one after the other may disagree at first.
+        deadline = time.monotonic() + 10
+        while True:
+            stats, pages = self("stats"), self("pages")
+            counted = stats["engine"].get("resident_counted", stats["resident"])
+            agree = counted == stats["resident"] == (pages["local"] + pages["clean"]) * PAGE
+            if "resident_counted" not in stats["engine"] or agree and not pages["busy"]:
+                return stats
+            assert time.monotonic() < deadline, (pages, stats)
+            time.sleep(0.05)
 
     def __enter__(self):
         return self
