@@ -105,11 +105,15 @@ def rounds():
         mover = p.arm(rate=300 << 20)
         p.source.migrate(p.bench.listen(p.dest), downtime_limit=50,
                          max_bandwidth=0)
-        time.sleep(3)
-        info = p.source.migration()
-        check(info["status"] == "active", f"still at it: {info}")
-        check(info["ram"]["dirty-sync-count"] > 2, f"syncs: {info['ram']}")
-        check(info["ram"]["mbps"] > 0, f"throughput: {info['ram']}")
+        end = time.monotonic() + 60
+        while True:
+            info = p.source.migration()
+            check(info["status"] in ("setup", "active"), f"still at it: {info}")
+            ram = info.get("ram", {"dirty-sync-count": 0, "mbps": 0})
+            if ram["dirty-sync-count"] > 2 and ram["mbps"] > 0:
+                break
+            check(time.monotonic() < end, f"syncs and throughput: {ram}")
+            time.sleep(0.1)
         p.source.command("migrate-set-parameters", downtime_limit=5000)
         p.source.wait_migration("completed")
         p.dest.wait_migration("completed")
