@@ -107,12 +107,7 @@ def test_faster(bed, guest):
 
 
 def test(bed):
-    guest = bed.define("g1", RAM, "memguest.size=%d memguest.rate=3000 memguest.hot=20" % FILL)
-    status, out, err = bed.run("enable", "g1")
-    if status:
-        raise Failure("enable: %s%s" % (out, err))
-    bed.source.virsh("start", "g1")
-    guest.wait_log("memguest: ready", 60)
+    guest = bed.enabled("g1", RAM, "memguest.size=%d memguest.rate=3000 memguest.hot=20" % FILL)
     for step in (test_no_room, test_no_qemu, test_domjobabort, test_interrupt, test_killed, test_timeout,
                  test_libvirtd_dies, test_faster):
         start = time.monotonic()

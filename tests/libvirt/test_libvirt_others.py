@@ -113,12 +113,7 @@ def test_whole(bed, guest):
 
 
 def test(bed):
-    guest = bed.define("g1", RAM, "memguest.size=%d memguest.rate=3000 memguest.hot=20" % FILL)
-    status, out, err = bed.run("enable", "g1")
-    if status:
-        raise Failure("enable: %s%s" % (out, err))
-    bed.source.virsh("start", "g1")
-    guest.wait_log("memguest: ready", 60)
+    guest = bed.enabled("g1", RAM, "memguest.size=%d memguest.rate=3000 memguest.hot=20" % FILL)
     for step in (test_lost_destination, test_failed_finish, test_split, test_whole):
         start = time.monotonic()
         step(bed, guest)

@@ -64,12 +64,7 @@ def test_moved(bed, guest, controller):
 
 
 def test(bed):
-    guest = bed.define("g1", RAM, "memguest.size=%d memguest.rate=3000 memguest.hot=20" % FILL)
-    status, out, err = bed.run("enable", "g1")
-    if status:
-        raise Failure("enable: %s%s" % (out, err))
-    bed.source.virsh("start", "g1")
-    guest.wait_log("memguest: ready", 60)
+    guest = bed.enabled("g1", RAM, "memguest.size=%d memguest.rate=3000 memguest.hot=20" % FILL)
     test_refused(bed, guest, bed.subhosts[1])
     test_moved(bed, guest, bed.subhosts[1])
 

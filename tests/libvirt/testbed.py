@@ -412,6 +412,16 @@ class Testbed:
         self.source.virsh("define", "/run/guest/%s.xml" % name)
         return Domain(self, self.source, name, uuid, memory)
 
+    def enabled(self, name, memory, append):
+        """Define a domain, enable it, start it on the source; its test program is ready."""
+        guest = self.define(name, memory, append)
+        status, out, err = self.run("enable", name)
+        if status:
+            raise Failure("enable: %s%s" % (out, err))
+        self.source.virsh("start", name)
+        guest.wait_log("memguest: ready", 60)
+        return guest
+
     def policy(self, budget, memory=None):
         lines = ["[main]", "budget = %dKiB" % (budget // 1024)]
         for host in self.subhosts:
