@@ -139,12 +139,7 @@ def test_suspend(bed, guest):
 
 
 def test(bed):
-    guest = bed.define("g1", RAM, "memguest.size=%d memguest.rate=6000 memguest.write=90 memguest.hot=20" % FILL)
-    status, out, err = bed.run("enable", "g1")
-    if status:
-        raise Failure("enable: %s%s" % (out, err))
-    bed.source.virsh("start", "g1")
-    guest.wait_log("memguest: ready", 60)
+    guest = bed.enabled("g1", RAM, "memguest.size=%d memguest.rate=6000 memguest.write=90 memguest.hot=20" % FILL)
     for step in (test_options, test_rounds, test_suspend_interrupt, test_suspend):
         start = time.monotonic()
         step(bed, guest)
