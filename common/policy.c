@@ -33,6 +33,7 @@ const struct policy_key policy_keys[] = {
     {"migration", "downtime", MAIN(downtime_ms), 1, 2000000, POLICY_NUMBER, false},
     {"migration", "connections", MAIN(connections), 1, 16, POLICY_NUMBER, false},
     {"migration", "timeout", MAIN(timeout_s), 0, 604800, POLICY_NUMBER, false},
+    {"migration", "ticket-seconds", MAIN(ticket_seconds), 1, 86400, POLICY_NUMBER, false},
     {"tls", "tls-certificates", MAIN(tls_certificates), 0, 0, POLICY_TEXT, false},
     {"tls", "tls-psk", MAIN(tls_psk), 0, 0, POLICY_TEXT, false},
     {"tls", "tls-username", MAIN(tls_username), 0, 0, POLICY_TEXT, false},
@@ -59,6 +60,7 @@ void policy_init(struct policy *policy, const char *const *predictors)
     policy->period_ms = 1000;
     policy->downtime_ms = 300;
     policy->connections = 2;
+    policy->ticket_seconds = 600;
 }
 
 uint64_t policy_mark_bytes(const struct policy *policy, const struct policy_mark *mark)

@@ -65,6 +65,7 @@ struct policy {
     uint64_t downtime_ms;
     uint64_t connections;
     uint64_t timeout_s; /* 0: none */
+    uint64_t ticket_seconds; /* how long connections may be opened with a migration's ticket */
 
     char tls_certificates[POLICY_TEXT_LEN]; /* as in struct tls_config; "": not set */
     char tls_psk[POLICY_TEXT_LEN];

@@ -241,16 +241,16 @@ int subhost_open(struct subhost *subhost, const struct policy_subhost *policy,
 }
 
 int subhost_reserve(struct subhost *subhost, const char *uuid, uint64_t size, uint64_t reserve,
-                    uint64_t limit, uint64_t slab, struct reason *reason)
+                    uint64_t limit, const struct policy *policy, struct reason *reason)
 {
     json_t *answer = NULL;
 
     hosts_ticket(subhost->ticket);
     json_t *args =
-        json_pack("{s:s, s:I, s:I, s:I, s:I, s:s, s:i}", "name", uuid, "size", (json_int_t)size,
+        json_pack("{s:s, s:I, s:I, s:I, s:I, s:s, s:I}", "name", uuid, "size", (json_int_t)size,
                   "reserve", (json_int_t)reserve, "limit", (json_int_t)limit, "slab",
-                  (json_int_t)slab, "ticket", subhost->ticket, "ticket_seconds",
-                  HOSTS_TICKET_SECONDS);
+                  (json_int_t)policy->slab, "ticket", subhost->ticket, "ticket_seconds",
+                  (json_int_t)policy->ticket_seconds);
     int err = subhost_call(subhost, "region-create", args, &answer, reason);
     if (err) {
         return err;

@@ -17,7 +17,6 @@
 
 #define HOSTS_CALL_MS 20000
 #define HOSTS_TICKET_LEN 33
-#define HOSTS_TICKET_SECONDS 600 /* how long connections may be opened with it */
 #define HOSTS_GUEST_GONE "the guest's QEMU has ended"
 #define HOSTS_EXPORT_LEN 512
 
@@ -69,9 +68,9 @@ int subhost_call(struct subhost *subhost, const char *verb, json_t *args, json_t
 int subhost_open(struct subhost *subhost, const struct policy_subhost *policy,
                  struct reason *reason);
 
-/** subhost_reserve() - make the guest's region, transient until the pager keeps it */
+/** subhost_reserve() - make the guest's region as @policy says, transient until the pager keeps it */
 int subhost_reserve(struct subhost *subhost, const char *uuid, uint64_t size, uint64_t reserve,
-                    uint64_t limit, uint64_t slab, struct reason *reason);
+                    uint64_t limit, const struct policy *policy, struct reason *reason);
 
 /** subhost_release() - delete the region if there is one */
 void subhost_release(struct subhost *subhost, const char *uuid);

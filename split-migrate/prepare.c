@@ -256,7 +256,7 @@ int move_reserve(struct move *move, struct reason *reason)
     for (unsigned i = 0; i < move->n_subhosts; i++) {
         const struct plan_subhost *plan = &move->plan.subhost[i];
         int err = subhost_reserve(&move->subhost[i], move->guest.uuid, move->plan.ram,
-                                  plan->reserve, plan->limit, move->policy.slab, reason);
+                                  plan->reserve, plan->limit, &move->policy, reason);
         if (err) {
             return err;
         }
@@ -303,7 +303,7 @@ static int prepare_incoming(struct move *move, struct reason *reason)
         (json_int_t)policy->prefetch, "lost_after_ms",
         (json_int_t)policy->subhost_timeout_s * 1000, "lost_action", policy->subhost_lost,
         "slab", (json_int_t)policy->slab, "choices", (json_int_t)policy->choices, "subhosts", prepare_subhost_list(move));
-    json_object_set_new(args, "ticket_seconds", json_integer(HOSTS_TICKET_SECONDS));
+    json_object_set_new(args, "ticket_seconds", json_integer((json_int_t)policy->ticket_seconds));
     if (move->destination.listen[0]) {
         json_object_set_new(args, "listen", json_string(move->destination.listen));
     }

@@ -161,6 +161,7 @@ static const struct bad bad_files[] = {
     {GOOD_MAIN "[predictor]\nprofile-seconds = 1h\n", ":4: ", "a whole number from 0 to 3600"},
     {GOOD_MAIN "[predictor]\nperiod-ms = 1\n", ":4: ", "from 10"},
     {GOOD_MAIN "[migration]\nconnections = 0\n", ":4: ", "from 1 to 16"},
+    {GOOD_MAIN "[migration]\nticket-seconds = 0\n", ":4: ", "from 1 to 86400"},
     {GOOD_MAIN "[migration]\ndowntime = 0\n", ":4: ", "from 1"},
     {GOOD_MAIN "[migration]\ntimeout = soon\n", ":4: ", "whole number"},
     {GOOD_MAIN "[migration]\nbandwidth = 10 MB/s\n", ":4: ", "is not a size"},
