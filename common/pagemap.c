@@ -22,7 +22,7 @@ uint64_t pagemap_size(uint64_t n_pages)
 {
     uint64_t n_chunks = pagemap_chunks(n_pages);
 
-    return PAGE_BYTES + pagemap_round(n_pages) + 2 * pagemap_round(n_chunks) +
+    return PAGE_BYTES + pagemap_round(n_pages) + 3 * pagemap_round(n_chunks) +
            pagemap_round(n_chunks * sizeof(struct pagemap_slab));
 }
 
@@ -38,6 +38,8 @@ static void pagemap_fill_header(struct pagemap_header *header, const uint8_t uui
     header->subhost_offset = header->pages_offset + pagemap_round(n_pages);
     header->history_offset = header->subhost_offset + pagemap_round(n_chunks);
     header->slab_offset = header->history_offset + pagemap_round(n_chunks);
+    header->second_offset =
+        header->slab_offset + pagemap_round(n_chunks * sizeof(struct pagemap_slab));
     header->file_size = pagemap_size(n_pages);
     memcpy(header->uuid, uuid, 16);
 }
@@ -62,6 +64,7 @@ static void pagemap_point(struct pagemap *map)
     map->n_chunks = map->header->n_chunks;
     map->pages = (_Atomic uint8_t *)(base + map->header->pages_offset);
     map->subhost = (_Atomic uint8_t *)(base + map->header->subhost_offset);
+    map->second = (_Atomic uint8_t *)(base + map->header->second_offset);
     map->history = (_Atomic uint8_t *)(base + map->header->history_offset);
     map->slab = (struct pagemap_slab *)(base + map->header->slab_offset);
     map->slab_shift = (unsigned)__builtin_ctzll(map->header->slab_bytes / CHUNK_BYTES);
@@ -106,6 +109,7 @@ int pagemap_create(struct pagemap *map, const char *path, const uint8_t uuid[16]
     pagemap_fill_header(map->header, uuid, n_pages);
     pagemap_set_slabs(map, PAGEMAP_SLAB_BYTES);
     memset((void *)map->subhost, PAGEMAP_NO_SUBHOST, map->n_chunks);
+    memset((void *)map->second, PAGEMAP_NO_SUBHOST, map->n_chunks);
     return 0;
 }
 

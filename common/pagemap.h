@@ -4,8 +4,8 @@
  *
  * Theory of operation
  * -------------------
- * One byte per 4 KiB page of the guest's flat RAM (see layout.h), one sub-host
- * index per 2 MiB chunk, one byte of access history per chunk.  It is a file
+ * One byte per 4 KiB page of the guest's flat RAM (see layout.h), two sub-host
+ * indices and one byte of access history per 2 MiB chunk.  It is a file
  * on tmpfs, mapped shared by the worker, so it survives the worker; QEMU keeps
  * the memfds and the userfaultfd.  Together they are enough to go on.
  *
@@ -21,7 +21,7 @@
  *   UNTOUCHED       nowhere: it reads as zero           fault: ZEROING -> LOCAL
  *   LOCAL           memfd only                          page-out: EVICTING -> REMOTE;
  *                                                       discard: -> UNTOUCHED
- *   REMOTE          sub-host of its chunk only          fault, prefetch: FETCHING -> CLEAN
+*   REMOTE          place(s) of its chunk only         fault, prefetch: FETCHING -> CLEAN
  *                                                       (write fault: -> LOCAL); lost: -> LOST
  *   CLEAN           both, equal; write-protected        write fault: -> LOCAL;
  *                                                       page-out: DROPPING -> REMOTE, unsent
@@ -36,8 +36,15 @@
  * chosen when its first page is sent out (uffd-pager/pageout_place.c).  A chunk's
  * own index says where its pages are: a home that becomes full in the middle of
  * a slab, or is emptied, is followed by another, and no page has to move for it.
- * Homes are kept here so that the next worker goes on with them; there is room
- * for a second copy's.
+ * Homes are kept here so that the next worker goes on with them, and what kind
+ * of copies a slab has, so that there may be others one day (erasure coding).
+ *
+ * A chunk has one place or two: subhost[] and second[] (redundancy; a place is a sub-host, or
+ * PAGEMAP_BACKUP, the file on the main host).  If it has two, *every* REMOTE or CLEAN page of it
+ * has a good copy in both.  So a second place is written down only when all has been copied there,
+ * and a page becomes REMOTE only when all of its chunk's places have acknowledged it; a place is
+ * taken away by making the other one the first and only then second[] PAGEMAP_NO_SUBHOST, so that
+ * whoever looks in between finds a good one (uffd-pager/homes.h).
  *
  * PAGE_IDLE is no state but a remark on a stable LOCAL or CLEAN page: its mapping was taken away to see
  * whether it is accessed, and it was not since (uffd-pager/engine_watch.c).  pagemap_get() hides it,
@@ -74,20 +81,27 @@ enum page_state {
 #define PAGE_FETCHING (PAGE_REMOTE | PAGE_BUSY)
 #define PAGE_DROPPING (PAGE_CLEAN | PAGE_BUSY)
 
-#define PAGEMAP_MAGIC 0x50414d5053504d32ull /* "PAMPSPM2" */
+#define PAGEMAP_MAGIC 0x50414d5053504d33ull /* "PAMPSPM3" */
 #define PAGEMAP_MAX_SUBHOSTS 127u
+#define PAGEMAP_BACKUP 0xfeu
 #define PAGEMAP_NO_SUBHOST 0xffu
 #define PAGEMAP_COPIES 2u
 #define PAGEMAP_SLAB_BYTES (64 * MIB) /* by default */
 #define PAGEMAP_SLAB_MIN CHUNK_BYTES
 #define PAGEMAP_SLAB_MAX (4 * GIB)
 
+#define PAGEMAP_SLAB_COPIES 0u /* whole pages at each home */
+
 struct pagemap_slab {
     _Atomic uint8_t home[PAGEMAP_COPIES]; /* sub-host; PAGEMAP_NO_SUBHOST: none */
-    uint8_t reserved[6];
+    uint8_t kind;                         /* PAGEMAP_SLAB_COPIES */
+    uint8_t reserved[5];
 };
 
-/* The file: this header (one page), then pages[], subhost[], history[], slab[]; each part begins on a page. */
+/*
+ * The file: this header (one page), then pages[], subhost[], history[], slab[], second[]; each part
+ * begins on a page.
+ */
 struct pagemap_header {
     uint64_t magic;
     uint64_t n_pages;
@@ -99,12 +113,14 @@ struct pagemap_header {
     uint64_t file_size;
     uint8_t uuid[16];
     uint64_t slab_bytes; /* a power of two, PAGEMAP_SLAB_MIN to PAGEMAP_SLAB_MAX */
+    uint64_t second_offset;
 };
 
 struct pagemap {
     struct pagemap_header *header;
     _Atomic uint8_t *pages;   /* [n_pages], enum page_state | PAGE_BUSY */
     _Atomic uint8_t *subhost; /* [n_chunks], index into the guest's sub-hosts */
+    _Atomic uint8_t *second;  /* [n_chunks], where the other copy is; PAGEMAP_NO_SUBHOST: nowhere */
     _Atomic uint8_t *history; /* [n_chunks], the predictor's aging byte */
     struct pagemap_slab *slab; /* [n_slabs] */
     uint64_t n_pages;
@@ -146,6 +162,21 @@ static inline bool pagemap_slab_size_ok(uint64_t bytes)
 static inline struct pagemap_slab *pagemap_slab_of(const struct pagemap *map, uint64_t chunk)
 {
     return &map->slab[chunk >> map->slab_shift];
+}
+
+/** pagemap_home() - place @copy (0 or 1) of a chunk, PAGEMAP_NO_SUBHOST if there is none; any thread */
+static inline uint8_t pagemap_home(const struct pagemap *map, uint64_t chunk, unsigned copy)
+{
+    return atomic_load_explicit(copy ? &map->second[chunk] : &map->subhost[chunk],
+                                memory_order_acquire);
+}
+
+/** pagemap_set_home() - see the head comment for when this may be done, and in which order */
+static inline void pagemap_set_home(struct pagemap *map, uint64_t chunk, unsigned copy,
+                                    uint8_t place)
+{
+    atomic_store_explicit(copy ? &map->second[chunk] : &map->subhost[chunk], place,
+                          memory_order_release);
 }
 
 /** pagemap_close() - unmap and close; the file stays */

@@ -55,7 +55,7 @@
 #define CHUNK_FENCED 0x01u  /* an old WRITE or TRIM may still land on the sub-host: do not page out */
 #define CHUNK_TRIM 0x02u    /* there are bits in engine.trim: pages that must not be paged out */
 #define CHUNK_SAMPLED 0x04u /* zapped, and not seen accessed since */
-#define CHUNK_MOVING 0x10u  /* on its way to another sub-host: do not page out (engine_drain.c) */
+#define CHUNK_MOVING 0x10u  /* on its way to another sub-host: do not page out (chunk_move.c) */
 #define CHUNK_MAP 0x08u     /* accessed after the zap: map the rest of it */
 
 struct fault_thread;

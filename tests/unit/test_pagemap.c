@@ -38,8 +38,10 @@ static void test_file_survives(void **state)
     assert_int_equal(map.n_chunks, 4);
     assert_int_equal(pagemap_get(&map, N_PAGES - 1), PAGE_UNTOUCHED);
     assert_int_equal(map.subhost[3], PAGEMAP_NO_SUBHOST);
+    assert_int_equal(pagemap_home(&map, 3, 1), PAGEMAP_NO_SUBHOST);
     pagemap_unlock(&map, N_PAGES - 1, PAGE_REMOTE);
     map.subhost[3] = 7;
+    pagemap_set_home(&map, 3, 1, PAGEMAP_BACKUP);
     map.history[0] = 99;
     assert_int_equal(map.n_slabs, 1);
     pagemap_set_slabs(&map, 2 * CHUNK_BYTES);
@@ -50,6 +52,8 @@ static void test_file_survives(void **state)
     assert_int_equal(pagemap_open(&again, path, &reason), 0);
     assert_int_equal(pagemap_get(&again, N_PAGES - 1), PAGE_REMOTE);
     assert_int_equal(again.subhost[3], 7);
+    assert_int_equal(pagemap_home(&again, 3, 0), 7);
+    assert_int_equal(pagemap_home(&again, 3, 1), PAGEMAP_BACKUP);
     assert_int_equal(again.history[0], 99);
     assert_int_equal(again.n_slabs, 2);
     assert_int_equal(pagemap_slab_of(&again, 2)->home[0], 7);
@@ -65,7 +69,7 @@ static void test_damaged_files_are_refused(void **state)
     struct reason reason;
 
     (void)state;
-    for (unsigned field = 0; field < 11; field++) {
+    for (unsigned field = 0; field < 12; field++) {
         if (field == 8 || field == 9) {
             continue; /* the UUID */
         }
