@@ -5,8 +5,12 @@
  * One turn of a fault thread's loop: read up to FAULT_EVENTS faults without waiting; answer what can
  * be answered here; queue READs for the rest; send them, one send a sub-host; take answers.  While
  * something happens it turns again, then it spins for a bounded time (waking up costs about 35 us,
- * half of a page-in), then it sleeps in epoll.  The userfaultfd is in the epolls of all fault threads
- * with EPOLLEXCLUSIVE, so one fault wakes one of them.
+ * half of a page-in), then it sleeps in epoll.
+ *
+ * Only the first thread waits for faults.  If all did, a fault would wake a sleeping one although
+ * another one that spins would find it at once, and both would be in each other's way.  When more
+ * come at once than one thread should answer (FAULT_MANY) it has the others read, too, as long as
+ * they find any.
  *
  * Spinning pays only if a core is free: not more than a quarter of the cores spin, it yields, and its
  * time is halved when it brought nothing and doubled when it did.
@@ -27,6 +31,7 @@
 #define FAULT_STUCK_US 1000000u
 #define FAULT_MAP_PAGES 16u /* resident pages mapped by one MINOR fault at most; a power of two */
 #define FAULT_ZERO_PAGES 64u
+#define FAULT_MANY 4u /* faults that come together */
 
 /* ---- parking ---- */
 
@@ -338,16 +343,36 @@ void fault_handle(struct fault_thread *thread, uint64_t page, uint64_t flags, ui
 
 /* ---- the loop ---- */
 
+/* Have one more thread read faults. */
+static void fault_call_help(struct engine *engine)
+{
+    unsigned n = atomic_load_explicit(&engine->n_fault, memory_order_acquire);
+
+    for (unsigned i = 1; i < n; i++) {
+        struct fault_thread *thread = engine->fault[i];
+        if (!atomic_load_explicit(&thread->reads, memory_order_relaxed) &&
+            !atomic_exchange_explicit(&thread->reads, true, memory_order_acq_rel)) {
+            engine_kick(thread->kick);
+            return;
+        }
+    }
+}
+
 static bool fault_read(struct fault_thread *thread)
 {
     struct uffd_msg messages[FAULT_EVENTS];
-    ssize_t n = read(thread->engine->uffd, messages, sizeof(messages));
+    ssize_t size = read(thread->engine->uffd, messages, sizeof(messages));
+    size_t n = size > 0 ? (size_t)size / sizeof(messages[0]) : 0;
 
-    if (n <= 0) {
+    if (n == 0) {
+        atomic_store_explicit(&thread->reads, thread->index == 0, memory_order_release);
         return false;
     }
+    if (n >= FAULT_MANY) {
+        fault_call_help(thread->engine);
+    }
     thread->now_us = units_now_us();
-    for (size_t i = 0; i < (size_t)n / sizeof(messages[0]); i++) {
+    for (size_t i = 0; i < n; i++) {
         const struct uffd_msg *message = &messages[i];
         if (message->event != UFFD_EVENT_PAGEFAULT) {
             continue;
@@ -372,7 +397,8 @@ static void fault_attend(struct fault_thread *thread)
 
 static bool fault_turn(struct fault_thread *thread)
 {
-    bool busy = fault_read(thread);
+    bool busy =
+        atomic_load_explicit(&thread->reads, memory_order_acquire) && fault_read(thread);
 
     if (atomic_load_explicit(&thread->kicked, memory_order_relaxed) &&
         atomic_exchange_explicit(&thread->kicked, false, memory_order_acq_rel)) {
@@ -395,6 +421,9 @@ static bool fault_spin(struct fault_thread *thread)
     uint64_t until = units_now_us() + thread->spin_us;
     bool busy = false;
 
+    if (!atomic_load_explicit(&thread->reads, memory_order_relaxed) && !thread->in_flight) {
+        return false;
+    }
     if (!thread->spin_us || atomic_fetch_add_explicit(&engine->spinners, 1, memory_order_relaxed) >=
                                 engine->max_spinners) {
         if (thread->spin_us) {
@@ -482,6 +511,7 @@ int fault_start(struct engine *engine, unsigned index)
     engine->fault[index] = thread;
     thread->engine = engine;
     thread->index = index;
+    atomic_init(&thread->reads, index == 0);
     thread->spin_us = engine->config.spin_us;
     thread->epoll = epoll_create1(EPOLL_CLOEXEC);
     thread->kick = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -490,8 +520,9 @@ int fault_start(struct engine *engine, unsigned index)
     }
     int err = thread->epoll < 0 || thread->kick < 0 ? -EMFILE : 0;
     err = err < 0 ? err : fault_poll_add(thread, thread->kick, EPOLLIN, FAULT_POLL_KICK);
-    err = err < 0 ? err
-                  : fault_poll_add(thread, engine->uffd, EPOLLIN | EPOLLEXCLUSIVE, FAULT_POLL_UFFD);
+    if (err == 0 && index == 0) {
+        err = fault_poll_add(thread, engine->uffd, EPOLLIN, FAULT_POLL_UFFD);
+    }
     err = err < 0 ? err : fetch_open(thread);
     err = err < 0 ? err : engine_thread(&thread->thread, "fault", index, fault_main, thread);
     thread->started = err == 0;

@@ -38,6 +38,7 @@ struct fault_thread {
     int epoll;
     int kick;
     _Atomic bool kicked;
+    _Atomic bool reads; /* faults; the first thread always, the others when they are called */
     uint64_t attend_us; /* when to look at links and parked faults again */
     uint64_t now_us; /* as of the beginning of this turn of the loop */
 
