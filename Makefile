@@ -121,12 +121,17 @@ $(B)/bin/mover-floor: $(B)/bench/mover_floor.o
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^
 
+$(B)/bin/fault-floor: $(B)/bench/fault_floor.o
+	$(call say,LD,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^
+
 $(B)/bin/sweep-cost: $(B)/bench/sweep_cost.o $(PREDICTOR_LIB) $(COMMON_LIB)
 	$(call say,LD,$@)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^ $(LDLIBS) -lm
 
-tools: all $(TEST_TOOLS) $(B)/bin/mover-floor $(B)/bin/sweep-cost
+tools: all $(TEST_TOOLS) $(B)/bin/mover-floor $(B)/bin/fault-floor $(B)/bin/sweep-cost
 
 # ---- set-up ----
 
@@ -250,6 +255,10 @@ bench-predict: deps  ## paging policies on traces of real programs, beside Belad
 	@$(MAKE) --no-print-directory -j$$(nproc) tools
 	@BUILD=$(B) /usr/bin/python3 bench/predict.py
 
+bench-fault: deps  ## page-in, page-out and bookkeeping beside their floors and swapping
+	@$(MAKE) --no-print-directory -j$$(nproc) tools
+	@BUILD=$(B) /usr/bin/python3 bench/fault.py
+
 bench-rdma: deps  ## a remote fault by RDMA beside its floor and TCP, in the lab
 	@$(MAKE) --no-print-directory -j$$(nproc) tools
 	@QEMU=$$(qemu-patches/build.sh) && export QEMU && BUILD=$(B) /usr/bin/python3 bench/bench_rdma.py
@@ -275,6 +284,6 @@ help:  ## print the targets
 
 .PHONY: all tools deps build-deps qemu check unit check-unit check-integration check-e2e check-lab \
         check-libvirt check-package check-asan check-tsan lint fuzz fuzzers demo bench-migrate bench-sparse bench-mover \
-        bench-placement bench-predict bench-rdma install uninstall deb clean help
+        bench-placement bench-predict bench-fault bench-rdma install uninstall deb clean help
 .SECONDARY:
 -include $(shell find $(B) $(B)-fuzz -name '*.d' 2>/dev/null)

@@ -17,10 +17,10 @@ SIZES = (61 * MIB, 18 * MIB)
 class GuestPlay:
     """pager: anything with .handoff; prefix: words before the command, such as setpriv's."""
 
-    def __init__(self, cluster, pager, name, incoming=False, prefix=()):
+    def __init__(self, cluster, pager, name, incoming=False, prefix=(), sizes=SIZES):
         words = list(prefix) + [os.path.join(BUILD, "tests", "tools", "guestplay"), "--socket", pager.handoff, "--uuid",
-                 cluster.uuid, "--threads", "3", "--state", os.path.join(cluster.dir, "state"),
-                 "--size=%dM" % (SIZES[0] // MIB), "--size=%dM" % (SIZES[1] // MIB)]
+                 cluster.uuid, "--threads", "3", "--state", os.path.join(cluster.dir, "state")]
+        words += ["--size=%dM" % (size // MIB) for size in sizes]
         self.process = subprocess.Popen(words + (["--incoming"] if incoming else []),
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         cluster.processes.append(self.process)

@@ -11,13 +11,14 @@
  * Commands on stdin, one a line, each answered by a line of JSON {"return": ...}:
  *
  *   go | halt | verify | stats | mode M | work FIRST N | writes PERCENT | quit
- *   fill PERCENT      give that share of all pages their first contents
+ *   fill PERCENT [FIRST N]  give that share of all pages, or of those, new contents
  *   armed             wait until the pager has armed us; returns the migration's UUID
  *   migrate ROUNDS    rounds of what has changed, then halt, the rest, MIG_FINISH; returns the result
  *   end ERRNO         MIG_END
  *   incoming UUID     IN_BEGIN, IN_WAIT; returns the result: now the guest may run
  *   discard FIRST N   pages
  *   bench FIRST N S   latency of first touches of N pages, S pages apart
+ *   storm T W FIRST N S  the same by T threads in a scattered order, W: 1 to write; and the time it took
  *   drop              close the socket, connect and hand over again
  */
 #include <getopt.h>
@@ -368,9 +369,9 @@ static json_t *discard(uint64_t first, uint64_t n)
     return result;
 }
 
-static void fill(unsigned percent)
+static void fill(unsigned percent, uint64_t first, uint64_t n)
 {
-    for (uint64_t page = 0; page < play->n_pages; page++) {
+    for (uint64_t page = first; page < first + n && page < play->n_pages; page++) {
         if (play_block(play, page) >= 0 && play_mix(play->seed ^ page) % 100 < percent) {
             play_lock(play, page);
             play_access(play, page, true);
@@ -413,10 +414,28 @@ static json_t *stats(void)
     return result;
 }
 
+static json_t *storm(const struct play_storm *what)
+{
+    uint64_t elapsed_ns;
+
+    if (!what->n || !what->n_threads) {
+        return json_pack("{s:i}", "err", -EINVAL);
+    }
+    struct play_latency latency = play_storm(play, what, &elapsed_ns);
+    return json_pack("{s:I, s:I, s:I, s:I, s:I}", "count", (json_int_t)latency.count, "p50_ns",
+                     (json_int_t)latency.p50_ns, "p99_ns", (json_int_t)latency.p99_ns, "max_ns",
+                     (json_int_t)latency.max_ns, "elapsed_ns", (json_int_t)elapsed_ns);
+}
+
 static json_t *obey_numbers(const char *line)
 {
-    uint64_t a, b, c;
+    uint64_t a, b, c, d, e;
 
+    if (sscanf(line, "storm %" SCNu64 " %" SCNu64 " %" SCNu64 " %" SCNu64 " %" SCNu64, &a, &b, &c,
+               &d, &e) == 5) {
+        return storm(&(struct play_storm){
+            .n_threads = (unsigned)a, .write = b != 0, .first = c, .n = d, .step = e});
+    }
     if (sscanf(line, "bench %" SCNu64 " %" SCNu64 " %" SCNu64, &a, &b, &c) == 3) {
         struct play_latency latency = play_bench(play, a, b, c);
         return json_pack("{s:I, s:I, s:I, s:I}", "count", (json_int_t)latency.count, "p50_ns",
@@ -431,8 +450,10 @@ static json_t *obey_numbers(const char *line)
         play->set = b;
     } else if (sscanf(line, "writes %" SCNu64, &a) == 1) {
         play->write_percent = (unsigned)a;
+    } else if (sscanf(line, "fill %" SCNu64 " %" SCNu64 " %" SCNu64, &a, &b, &c) == 3) {
+        fill((unsigned)a, b, c);
     } else if (sscanf(line, "fill %" SCNu64, &a) == 1) {
-        fill((unsigned)a);
+        fill((unsigned)a, 0, play->n_pages);
     } else if (sscanf(line, "migrate %" SCNu64, &a) == 1) {
         return migrate((unsigned)a);
     } else if (sscanf(line, "end %" SCNu64, &a) == 1) {

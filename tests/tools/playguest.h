@@ -465,6 +465,72 @@ static inline struct play_latency play_bench(struct play *play, uint64_t first, 
     return latency;
 }
 
+/* First touches by many threads at once: each takes every n_threads-th page of a scattered order. */
+struct play_storm {
+    struct play *play;
+    uint64_t first, n, step;
+    unsigned n_threads, index;
+    bool write;
+    uint64_t *took; /* [n] */
+};
+
+/* A prime that divides no number of pages anybody asks for: neighbours are touched far apart in time. */
+#define PLAY_SCATTER 1000003u
+
+static void *play_storm_main(void *arg)
+{
+    const struct play_storm *storm = arg;
+
+    for (uint64_t i = storm->index; i < storm->n; i += storm->n_threads) {
+        uint64_t page = storm->first + i * PLAY_SCATTER % storm->n * storm->step;
+        volatile uint8_t *memory =
+            page < storm->play->n_pages ? play_address(storm->play, page) : NULL;
+        uint64_t began = play_now_ns();
+        if (memory && storm->write) {
+            memory[8] = memory[8];
+        } else if (memory) {
+            (void)memory[8];
+        }
+        storm->took[i] = play_now_ns() - began;
+    }
+    return NULL;
+}
+
+/** play_storm() - touch pages first, first + step, ... @n of them. @elapsed_ns: all of it */
+static inline struct play_latency play_storm(struct play *play, const struct play_storm *what,
+                                             uint64_t *elapsed_ns)
+{
+    struct play_storm storm[PLAY_MAX_THREADS];
+    pthread_t thread[PLAY_MAX_THREADS];
+    struct play_latency latency = {0};
+    uint64_t *took = calloc(what->n + 1, sizeof(*took));
+    unsigned n_threads =
+        what->n_threads < PLAY_MAX_THREADS ? what->n_threads : PLAY_MAX_THREADS;
+    uint64_t began = play_now_ns();
+
+    for (unsigned i = 0; took && i < n_threads; i++) {
+        storm[i] = *what;
+        storm[i].play = play;
+        storm[i].n_threads = n_threads;
+        storm[i].index = i;
+        storm[i].took = took;
+        pthread_create(&thread[i], NULL, play_storm_main, &storm[i]);
+    }
+    for (unsigned i = 0; took && i < n_threads; i++) {
+        pthread_join(thread[i], NULL);
+    }
+    *elapsed_ns = play_now_ns() - began;
+    if (took && what->n) {
+        qsort(took, what->n, sizeof(*took), play_compare_u64);
+        latency = (struct play_latency){.count = what->n,
+                                        .p50_ns = took[what->n / 2],
+                                        .p99_ns = took[what->n - 1 - what->n / 100],
+                                        .max_ns = took[what->n - 1]};
+    }
+    free(took);
+    return latency;
+}
+
 static inline int send_fd(int socket, int fd)
 {
     char byte = 'f';

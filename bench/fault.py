@@ -1,0 +1,352 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""make bench-fault: what a fault costs, beside the floor and swapping, in one run.
+
+    BENCH_RUNS=5 BENCH_PARTS=latency,pageout,busy,bookkeeping,swap make bench-fault
+
+latency      first touches of remote pages by 1 to 16 threads, and of pages that nobody has touched before;
+             floor: a bare exchange on loopback plus a bare UFFDIO_COPY handler (bench/fault_floor.c)
+pageout      clean drop and page-out of a guest's pages: GiB/s and CPU; floor: pread, TCP, punch
+busy         remote faults while page-out and prefetch work as hard as they can, beside a quiet pager
+bookkeeping  bytes a page; a sparse guest of 1 TiB; the cost of a victim
+swap         peers: the same touches of pages that were swapped out, to zram and to a file
+
+The guest is tests/tools/guestplay, a native process that hands its memfd and userfaultfd over as QEMU does,
+split by a real migration over a sub-host.  Ours and the floor take turns; medians of the rounds are compared.
+Rows go to BUILD/bench-fault.json.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+import uuid as uuidlib
+
+TOP = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
+sys.path.insert(0, os.path.join(TOP, "tests", "lib"))
+from cluster import *  # noqa: F401,F403,E402
+from guestplay import GuestPlay  # noqa: E402
+
+RUNS = int(os.environ.get("BENCH_RUNS", "5"))
+PARTS = os.environ.get("BENCH_PARTS", "latency,pageout,busy,bookkeeping,swap").split(",")
+COUNT = 3000  # faults a round
+STORM = 4000  # and with many threads
+THREADS = (1, 2, 4, 8, 16)
+rows = []
+
+
+def row(name, ours, floor, unit, target, ratio=None, peer=None, met=None):
+    """@target is for ours / floor (for rates: floor / ours); None: shown only."""
+    ratio = ratio if ratio is not None else ours / floor if floor else None
+    met = met if met is not None else ratio <= target if target is not None else None
+    rows.append({"name": name, "ours": round(ours, 3), "peer": peer and round(peer, 3),
+                 "floor": floor and round(floor, 3), "unit": unit, "ratio": ratio and round(ratio, 3),
+                 "target": target, "met": met})
+    print("%-44s ours %9.3f  floor %9s  peer %9s  %-8s ratio %6s  target %5s  %s" % (
+        name, ours, "%.3f" % floor if floor else "-", "%.3f" % peer if peer else "-", unit,
+        "%.2f" % ratio if ratio else "-", target if target is not None else "-",
+        "" if met is None else "met" if met else "NOT MET"), flush=True)
+
+
+def floor(*words):
+    text = subprocess.run([program("fault-floor")] + [str(word) for word in words], check=True,
+                          stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(text)
+
+
+def median(values):
+    return statistics.median(values)
+
+
+def cpu_ns(pids):
+    """What all threads of processes have used so far, as the scheduler counts it."""
+    total = 0
+    for pid in pids:
+        for task in os.listdir("/proc/%d/task" % pid):
+            try:
+                with open("/proc/%d/task/%s/schedstat" % (pid, task)) as file:
+                    total += int(file.read().split()[0])
+            except (FileNotFoundError, ProcessLookupError):
+                pass
+    return total
+
+
+class Split:
+    """A guest of @filled bytes of contents in @size, all of it on one sub-host after its move."""
+
+    def __init__(self, cluster, size, filled, budget, prefetch):
+        self.cluster = cluster
+        self.subhost = cluster.subhost(filled + 256 * MIB)
+        source, self.main = cluster.pager("source"), cluster.pager("main")
+        here = GuestPlay(cluster, source, "source guest", sizes=(size,))
+        self.guest = GuestPlay(cluster, self.main, "guest", incoming=True, sizes=(size,))
+        here("fill", 100, 0, filled // PAGE)
+        region, arrival = Control(self.subhost.control_path), Control(self.main.control_path, 60)
+        departure = Control(source.control_path, 60)
+        region.call("region-create", name=cluster.uuid, size=(size + 2 * MIB - 1) & ~(2 * MIB - 1), reserve=filled,
+                    limit=filled + 128 * MIB, ticket="t")
+        subhosts = [{"name": self.subhost.name, "data": self.subhost.data, "ticket": "t",
+                     "control": "unix:" + self.subhost.control_path, "weight": 1,
+                     "export": cluster.uuid + ".t", "limit": filled + 128 * MIB}]
+        migration = str(uuidlib.uuid4())
+        answer = arrival.call("incoming-prepare", uuid=cluster.uuid, migration=migration, ticket="x",
+                              budget=budget, prefetch=prefetch, subhosts=subhosts)
+        departure.call("outgoing-prepare", uuid=cluster.uuid, migration=migration, subhosts=subhosts,
+                       main={"data": answer["data"], "export": answer["export"], "budget": 0})
+        if here("armed") != migration:
+            raise Failure("the source is not armed")
+        waiter = threading.Thread(target=self.guest.good, args=("incoming", migration))
+        waiter.start()
+        here.good("migrate", 1)
+        waiter.join(60)
+        here.good("end", 0)
+        for control in (region, arrival, departure):
+            control.close()
+        here.process.kill()
+        self.pid = self.query()["worker_pid"]
+
+    def query(self):
+        return self.main.guest(self.cluster.uuid)
+
+    def storm(self, threads, first, n, step=1, write=0):
+        return self.guest("storm", threads, write, first, n, step)
+
+    def budget(self, size):
+        self.main.call("set-budget", uuid=self.cluster.uuid, budget=size)
+
+    def shrink(self, size):
+        """Lower the budget; (seconds, CPU seconds, pages that left) until the low watermark is reached."""
+        pids = (self.pid, self.subhost.pid)
+        before, cpu, start = self.query(), cpu_ns(pids), time.monotonic()
+        self.budget(size)
+        wait_until("page-out is done", 60, lambda: self.query()["resident"] <= size, 0.005)
+        took, after = time.monotonic() - start, self.query()
+        pages = sum(after[what] - before[what] for what in ("page_outs", "clean_drops"))
+        return took, (cpu_ns(pids) - cpu) / 1e9, pages
+
+    def check(self):
+        self.guest.check()
+
+
+# ---- latency ----
+
+def part_latency():
+    size, budget = 576 * MIB, 1024 * MIB
+    filled = 512 * MIB
+    floors = {what: [] for what in ("tcp", "copy", "zero", "tcp spin", "copy spin", "zero spin")}
+    ours, zero, storms = [], [], {threads: [] for threads in THREADS}
+
+    def measure_floors():
+        for what, results in floors.items():
+            words = what.split()
+            results.append(floor(words[0], COUNT, *words[1:]))
+
+    with Cluster() as cluster:
+        split = Split(cluster, size, filled, budget, 0)
+        page, fresh = 0, filled // PAGE
+        split.storm(1, page, COUNT)  # connections and caches are warm
+        page += COUNT
+        for turn in range(RUNS):
+            if turn % 2 == 0:
+                measure_floors()
+            ours.append(split.storm(1, page, COUNT))
+            page += COUNT
+            zero.append(split.storm(1, fresh, COUNT))
+            fresh += COUNT
+            if turn % 2:
+                measure_floors()
+            for threads in THREADS:
+                storms[threads].append(split.storm(threads, page, STORM))
+                page += STORM
+        pagerside = split.query()["fault_us"]
+        split.check()
+
+    def us(results, what):
+        return median(result[what] for result in results) / 1000
+    for way in ("", " spin"):
+        tcp, copy = us(floors["tcp" + way], "p50_ns"), us(floors["copy" + way], "p50_ns")
+        print("floor%s: exchange %.1f us, UFFDIO_COPY %.1f us, UFFDIO_ZEROPAGE %.1f us" % (
+            way, tcp, copy, us(floors["zero" + way], "p50_ns")))
+    base = us(floors["tcp"], "p50_ns") + us(floors["copy"], "p50_ns")
+    row("remote-fault-p50", us(ours, "p50_ns"), base, "us", 1.15)
+    row("remote-fault-p99", us(ours, "p99_ns"), base, "us", 2.0)
+    row("untouched-page-p50", us(zero, "p50_ns"), us(floors["zero"], "p50_ns"), "us", 1.1)
+    rates = {threads: median(STORM / result["elapsed_ns"] * 1e6 for result in results)
+             for threads, results in storms.items()}
+    best = 0
+    for threads, rate in rates.items():
+        row("throughput-%d-threads" % threads, rate, None, "kfaults/s", 0.9, best / rate if best else 1.0)
+        best = max(best, rate)
+    print("the pager's own view, event to wake: p50 %d us, p99 %d us" % (pagerside["p50"], pagerside["p99"]))
+
+
+# ---- page-out ----
+
+def part_pageout():
+    size = 256 * MIB
+    small = 32 * MIB
+    results = {what: [] for what in ("drop", "pageout", "floor drop", "floor pageout")}
+    with Cluster() as cluster:
+        split = Split(cluster, size, size, 512 * MIB, 0)
+        for _ in range(RUNS):
+            for what in ("drop", "pageout"):
+                result = floor(what, size // MIB)
+                results["floor " + what].append((result["seconds"], result["cpu"], size // PAGE))
+                split.budget(512 * MIB)
+                if what == "drop":
+                    split.storm(2, 0, size // PAGE)
+                else:
+                    split.guest("fill", 100, 0, size // PAGE)
+                results[what].append(split.shrink(small))
+        split.check()
+    for what, name in (("drop", "clean-drop"), ("pageout", "page-out")):
+        rate, cost = {}, {}
+        for who in ("", "floor "):
+            rate[who] = median(pages * PAGE / took / (1 << 30) for took, _, pages in results[who + what])
+            cost[who] = median(cpu / pages * 1e6 for _, cpu, pages in results[who + what])
+        row(name + "-rate", rate[""], rate["floor "], "GiB/s", None, rate["floor "] / rate[""])
+        row(name + "-cpu", cost[""], cost["floor "], "us/page", None)
+
+
+# ---- a busy pager ----
+
+def part_busy():
+    size, budget = 640 * MIB, 192 * MIB
+    apart, faults = 16, 2000
+    region = size // PAGE - apart * faults
+    idle, busy, work = [], [], []
+    with Cluster() as cluster:
+        split = Split(cluster, size, size, budget, 64)
+        guest = split.guest
+        guest("work", 0, region)
+        guest("mode", "scan")
+        guest("writes", 30)
+
+        def load(seconds):
+            guest("go")
+            time.sleep(seconds)
+        load(3)
+        for _ in range(RUNS):
+            before, start = split.query(), time.monotonic()
+            busy.append(split.storm(1, region, faults, apart))
+            after = split.query()
+            work.append(((after["page_outs"] + after["clean_drops"] - before["page_outs"] - before["clean_drops"]) /
+                         (time.monotonic() - start),
+                         (after["prefetched"] - before["prefetched"]) / (time.monotonic() - start)))
+            load(3)
+            guest("halt")
+            split.budget(budget + 128 * MIB)
+            idle.append(split.storm(1, region, faults, apart))
+            split.budget(budget)
+            load(3)
+        split.check()
+    outs, ins = median(w[0] for w in work), median(w[1] for w in work)
+    print("meanwhile %d pages/s went out, %d pages/s were prefetched" % (outs, ins))
+    row("busy-fault-p50", median(b["p50_ns"] for b in busy) / 1000,
+        median(i["p50_ns"] for i in idle) / 1000, "us", None)
+    row("busy-fault-p99", median(b["p99_ns"] for b in busy) / 1000,
+        median(i["p99_ns"] for i in idle) / 1000, "us", 2.0)
+
+
+# ---- bookkeeping ----
+
+def kib(pid, what):
+    with open("/proc/%d/status" % pid) as file:
+        return int(re.search(r"^%s:\s+(\d+) kB" % what, file.read(), re.M).group(1)) * 1024
+
+
+def bookkeeping(size):
+    """What the worker of a guest of @size bytes may take at most: its page map's file and its private memory."""
+    with Cluster() as cluster:
+        split = Split(cluster, size, 64 * MIB, 64 * MIB, 8)
+        split.storm(1, 0, 4096)
+        path = os.path.join(split.main.run_dir, "guests", cluster.uuid, "map")
+        used = os.stat(path).st_blocks * 512 + kib(split.pid, "RssAnon")
+        took = split.shrink(16 * MIB)
+        return os.stat(path).st_size + kib(split.pid, "VmData"), used, took
+
+
+def part_bookkeeping():
+    small, large = 1 << 30, 1 << 40
+    most_small, used_small, _ = bookkeeping(small)
+    most_large, used_large, _ = bookkeeping(large)
+    row("bookkeeping", (most_large - most_small) / ((large - small) / PAGE), 1.0, "B/page", 1.05)
+    print("a guest of 1 TiB that uses 64 MiB: accepted; its worker uses %.1f MiB (1 GiB: %.1f MiB)" % (
+        used_large / MIB, used_small / MIB))
+    costs = []
+    for _ in range(RUNS):
+        text = subprocess.run([program("sweep-cost")], check=True, stdout=subprocess.PIPE, text=True).stdout
+        costs.append([float(word) for word in text.split()])
+    row("victim-choice-1TiB-vs-1GiB", median(c[1] for c in costs), median(c[0] for c in costs), "ns/page", 1.5)
+
+
+# ---- swap ----
+
+class Zram:
+    """A zram device of our own as swap."""
+
+    def __init__(self, size):
+        with open("/sys/class/zram-control/hot_add") as file:
+            self.number = int(file.read())
+        self.path = "/dev/zram%d" % self.number
+        with open("/sys/block/zram%d/disksize" % self.number, "w") as file:
+            file.write(str(size))
+        subprocess.run(["mkswap", self.path], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(["swapon", "-p", "100", self.path], check=True)
+
+    def close(self):
+        subprocess.run(["swapoff", self.path], check=True)
+        with open("/sys/block/zram%d/reset" % self.number, "w") as file:
+            file.write("1")
+        with open("/sys/class/zram-control/hot_remove", "w") as file:
+            file.write(str(self.number))
+
+
+class SwapFile:
+    """A file on the disk as swap."""
+
+    def __init__(self, size):
+        self.path = os.path.join(BUILD, "bench-fault.swap")
+        with open(self.path, "wb") as file:
+            os.fchmod(file.fileno(), 0o600)
+            os.posix_fallocate(file.fileno(), 0, size)
+        subprocess.run(["mkswap", self.path], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(["swapon", "-p", "100", self.path], check=True)
+
+    def close(self):
+        subprocess.run(["swapoff", self.path], check=True)
+        os.unlink(self.path)
+
+
+def part_swap():
+    ours = next((r["ours"] for r in rows if r["name"] == "remote-fault-p50"), None)
+    ours99 = next((r["ours"] for r in rows if r["name"] == "remote-fault-p99"), None)
+    if ours is None or os.geteuid() or not os.path.exists("/sys/class/zram-control"):
+        print("swap: not measured (it needs root, zram in this kernel, and the part latency)")
+        return
+    for name, kind in (("zram", Zram), ("file", SwapFile)):
+        device = kind(512 * MIB)
+        try:
+            results = [floor("swap", 32768) for _ in range(RUNS)]
+        finally:
+            device.close()
+        p50, p99 = (median(result[what] for result in results) / 1000 for what in ("p50_ns", "p99_ns"))
+        row("remote-fault-p50-vs-swap-%s" % name, ours, None, "us", None, ours / p50, p50)
+        row("remote-fault-p99-vs-swap-%s" % name, ours99, None, "us", None, ours99 / p99, p99)
+
+
+start = time.monotonic()
+try:
+    for part in PARTS:
+        {"latency": part_latency, "pageout": part_pageout, "busy": part_busy,
+         "bookkeeping": part_bookkeeping, "swap": part_swap}[part]()
+except (Failure, subprocess.CalledProcessError) as failure:
+    print("bench-fault: %s" % failure)
+    sys.exit(1)
+finally:
+    with open(os.path.join(BUILD, "bench-fault.json"), "w") as output:
+        json.dump(rows, output, indent=2)
+        output.write("\n")
+print("(%.0f s)" % (time.monotonic() - start))

@@ -1,0 +1,366 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * fault_floor.c - what a fault and page-out cost without a pager around them
+ *
+ *   fault_floor tcp N [spin]       N exchanges of a 28-byte request and a 16+4096-byte reply on loopback
+ *   fault_floor copy N [spin]      N faults on a memfd, answered by a bare loop of read and UFFDIO_COPY
+ *   fault_floor zero N [spin]      the same with UFFDIO_ZEROPAGE
+ *   fault_floor pageout MIB        memfd -> pread -> TCP -> fresh memfd, then the hole is punched
+ *   fault_floor drop MIB           holes are punched, nothing is sent
+ *   fault_floor swap N             N first touches of pages that were swapped out (MADV_PAGEOUT)
+ *
+ * The other side is another process, as it is in life.  It waits in poll or recv, or (spin) looks for
+ * work without sleeping.  Prints a line of JSON: p50_ns and p99_ns of one exchange or fault as the one who waits sees
+ * it; for page-out and drop seconds, and CPU seconds of both processes.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#ifndef MADV_PAGEOUT
+#define MADV_PAGEOUT 21
+#endif
+
+#define PAGE ((size_t)4096)
+#define REQUEST 28u
+#define REPLY (16u + PAGE)
+#define BATCH (64u * PAGE) /* as page-out sends them */
+#define SCATTER 7919u      /* a prime: the order of touches */
+
+static void die(const char *what)
+{
+    perror(what);
+    exit(1);
+}
+
+static uint64_t now_ns(void)
+{
+    struct timespec time;
+
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
+}
+
+static int compare(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+
+    return x < y ? -1 : x > y;
+}
+
+static void print_latency(uint64_t *took, size_t n)
+{
+    qsort(took, n, sizeof(*took), compare);
+    printf("{\"count\": %zu, \"p50_ns\": %llu, \"p99_ns\": %llu, \"max_ns\": %llu}\n", n,
+           (unsigned long long)took[n / 2], (unsigned long long)took[n - 1 - n / 100],
+           (unsigned long long)took[n - 1]);
+}
+
+static void connect_pair(int pair[2])
+{
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
+    socklen_t length = sizeof(address);
+    int one = 1;
+    int listener = socket(AF_INET, SOCK_STREAM, 0);
+
+    if (bind(listener, (struct sockaddr *)&address, sizeof(address)) < 0 || listen(listener, 1) < 0 ||
+        getsockname(listener, (struct sockaddr *)&address, &length) < 0) {
+        die("listen");
+    }
+    pair[0] = socket(AF_INET, SOCK_STREAM, 0);
+    if (connect(pair[0], (struct sockaddr *)&address, sizeof(address)) < 0) {
+        die("connect");
+    }
+    pair[1] = accept(listener, NULL, NULL);
+    setsockopt(pair[0], IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+    setsockopt(pair[1], IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+    close(listener);
+}
+
+/* Return: false at the end of the stream. */
+static bool receive_all(int sock, uint8_t *to, size_t n, bool spin)
+{
+    while (n) {
+        ssize_t got = recv(sock, to, n, spin ? MSG_DONTWAIT : 0);
+        if (got > 0) {
+            to += got;
+            n -= (size_t)got;
+        } else if (got == 0 || errno != EAGAIN) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static void send_all(int sock, const uint8_t *bytes, size_t n)
+{
+    while (n) {
+        ssize_t sent = send(sock, bytes, n, MSG_NOSIGNAL);
+        if (sent <= 0) {
+            die("send");
+        }
+        bytes += sent;
+        n -= (size_t)sent;
+    }
+}
+
+static pid_t child_begin(void)
+{
+    pid_t child = fork();
+
+    if (child < 0) {
+        die("fork");
+    }
+    if (child == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+    }
+    return child;
+}
+
+static void run_tcp(size_t n, bool spin)
+{
+    static uint8_t request[REQUEST], reply[REPLY];
+    uint64_t *took = calloc(n, sizeof(*took));
+    int pair[2];
+
+    connect_pair(pair);
+    if (child_begin() == 0) {
+        close(pair[0]);
+        while (receive_all(pair[1], request, sizeof(request), spin)) {
+            send_all(pair[1], reply, sizeof(reply));
+        }
+        _exit(0);
+    }
+    close(pair[1]);
+    for (size_t i = 0; took && i < n; i++) {
+        uint64_t began = now_ns();
+        send_all(pair[0], request, sizeof(request));
+        if (!receive_all(pair[0], reply, sizeof(reply), spin)) {
+            die("recv");
+        }
+        took[i] = now_ns() - began;
+    }
+    close(pair[0]);
+    wait(NULL);
+    print_latency(took, n);
+}
+
+/* Answer faults until killed. */
+static void handler_main(int uffd, bool copy, bool spin)
+{
+    static uint8_t contents[PAGE] __attribute__((aligned(4096))) = {1};
+    struct pollfd pollfd = {.fd = uffd, .events = POLLIN};
+
+    for (;;) {
+        struct uffd_msg message;
+        if (!spin) {
+            poll(&pollfd, 1, -1);
+        }
+        if (read(uffd, &message, sizeof(message)) != sizeof(message)) {
+            continue;
+        }
+        uint64_t page = message.arg.pagefault.address & ~(PAGE - 1);
+        if (copy) {
+            struct uffdio_copy arg = {.dst = page, .src = (uintptr_t)contents, .len = PAGE};
+            ioctl(uffd, UFFDIO_COPY, &arg);
+        } else {
+            struct uffdio_zeropage arg = {.range = {page, PAGE}};
+            ioctl(uffd, UFFDIO_ZEROPAGE, &arg);
+        }
+    }
+}
+
+static void touch_all(volatile uint8_t *memory, size_t n)
+{
+    uint64_t *took = calloc(n, sizeof(*took));
+
+    for (size_t i = 0; took && i < n; i++) {
+        size_t page = i * SCATTER % n;
+        uint64_t began = now_ns();
+        (void)memory[page * PAGE + 8];
+        took[i] = now_ns() - began;
+    }
+    print_latency(took, n);
+}
+
+static void run_fault(size_t n, bool copy, bool spin)
+{
+    int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+    struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_MISSING_SHMEM};
+    int fd = memfd_create("floor", 0);
+
+    if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api) < 0 || fd < 0 ||
+        ftruncate(fd, (off_t)(n * PAGE)) < 0) {
+        die("userfaultfd");
+    }
+    uint8_t *memory = mmap(NULL, n * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    struct uffdio_register region = {.range = {(uintptr_t)memory, n * PAGE},
+                                     .mode = UFFDIO_REGISTER_MODE_MISSING};
+    if (memory == MAP_FAILED || ioctl(uffd, UFFDIO_REGISTER, &region) < 0) {
+        die("UFFDIO_REGISTER");
+    }
+    pid_t child = child_begin();
+    if (child == 0) {
+        handler_main(uffd, copy, spin);
+    }
+    touch_all(memory, n);
+    kill(child, SIGKILL);
+    wait(NULL);
+}
+
+static double cpu(int who)
+{
+    struct rusage usage;
+
+    getrusage(who, &usage);
+    return (double)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) +
+           (double)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1e6;
+}
+
+static void fill(uint8_t *memory, size_t size)
+{
+    uint64_t random = 88172645463325252u;
+
+    for (size_t i = 0; i < size / sizeof(random); i++) {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        ((uint64_t *)(void *)memory)[i] = random;
+    }
+}
+
+/* The sub-host's side: into the mapping of a fresh memfd, populated by the batch. */
+static void store_main(int sock, size_t size)
+{
+    static uint8_t request[REQUEST], reply[16];
+    int fd = memfd_create("store", 0);
+
+    if (fd < 0 || ftruncate(fd, (off_t)size) < 0) {
+        die("memfd");
+    }
+    uint8_t *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    for (size_t at = 0; at < size; at += BATCH) {
+        if (fallocate(fd, 0, (off_t)at, (off_t)BATCH) < 0 ||
+            !receive_all(sock, request, sizeof(request), false) ||
+            !receive_all(sock, memory + at, BATCH, false)) {
+            die("store");
+        }
+        send_all(sock, reply, sizeof(reply));
+    }
+    _exit(0);
+}
+
+/* Each batch is sent while the one before it is answered; then that one's hole is punched. */
+static void pageout_send(int sock, int fd, size_t size)
+{
+    static uint8_t contents[BATCH], request[REQUEST], reply[16];
+
+    for (size_t at = 0; at <= size; at += BATCH) {
+        struct iovec iov[2] = {{request, sizeof(request)}, {contents, BATCH}};
+        if (at < size && (pread(fd, contents, BATCH, (off_t)at) != (ssize_t)BATCH ||
+                          writev(sock, iov, 2) != (ssize_t)(sizeof(request) + BATCH))) {
+            die("page-out");
+        }
+        if (at && (!receive_all(sock, reply, sizeof(reply), false) ||
+                   fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(at - BATCH),
+                             (off_t)BATCH) < 0)) {
+            die("page-out");
+        }
+    }
+}
+
+static void run_pageout(size_t size, bool send)
+{
+    int fd = memfd_create("from", 0);
+    int pair[2] = {-1, -1};
+
+    if (size == 0 || size % BATCH || fd < 0 || ftruncate(fd, (off_t)size) < 0) {
+        die("memfd");
+    }
+    uint8_t *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    fill(memory, size);
+    double before = cpu(RUSAGE_SELF);
+    uint64_t began = now_ns();
+    if (send) {
+        connect_pair(pair);
+        if (child_begin() == 0) {
+            close(pair[0]);
+            munmap(memory, size);
+            store_main(pair[1], size);
+        }
+        close(pair[1]);
+        pageout_send(pair[0], fd, size);
+    } else {
+        for (size_t at = 0; at < size; at += BATCH) {
+            fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)at, (off_t)BATCH);
+        }
+    }
+    double took = (double)(now_ns() - began) / 1e9;
+    while (wait(NULL) > 0) {
+    }
+    printf("{\"bytes\": %zu, \"seconds\": %.6f, \"cpu\": %.6f}\n", size, took,
+           cpu(RUSAGE_SELF) - before + cpu(RUSAGE_CHILDREN));
+}
+
+static void run_swap(size_t n)
+{
+    uint8_t *memory = mmap(NULL, n * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    if (memory == MAP_FAILED) {
+        die("mmap");
+    }
+    madvise(memory, n * PAGE, MADV_NOHUGEPAGE);
+    fill(memory, n * PAGE);
+    if (madvise(memory, n * PAGE, MADV_PAGEOUT) < 0) {
+        die("MADV_PAGEOUT");
+    }
+    touch_all(memory, n);
+}
+
+static int usage(void)
+{
+    fprintf(stderr, "usage: fault_floor tcp|copy|zero N [spin] | pageout|drop MIB | swap N\n");
+    return 2;
+}
+
+int main(int argc, char **argv)
+{
+    const char *what = argc > 2 ? argv[1] : "";
+    size_t n = argc > 2 ? strtoull(argv[2], NULL, 0) : 0;
+    bool spin = argc > 3 && strcmp(argv[3], "spin") == 0;
+
+    if (n == 0 || n > 1u << 24) {
+        return usage();
+    }
+    if (strcmp(what, "tcp") == 0) {
+        run_tcp(n, spin);
+    } else if (strcmp(what, "copy") == 0 || strcmp(what, "zero") == 0) {
+        run_fault(n, what[0] == 'c', spin);
+    } else if (strcmp(what, "pageout") == 0 || strcmp(what, "drop") == 0) {
+        run_pageout(n << 20, what[0] == 'p');
+    } else if (strcmp(what, "swap") == 0) {
+        run_swap(n);
+    } else {
+        return usage();
+    }
+    return 0;
+}
