@@ -15,6 +15,7 @@ dict=()
 case $target in
 fuzz_handoff) /usr/bin/python3 "$here/make_seeds.py" "$corpus" ;;
 fuzz_nbd_server) seeds=("$here/seeds_nbd") dict=(-dict="$here/nbd.dict") ;;
+fuzz_rdma) seeds=("$here/seeds_rdma") ;;
 fuzz_control) seeds=("$here/seeds_control") dict=(-dict="$here/control.dict") ;;
 esac
 exec "$build/$target" -max_total_time="${FUZZ_SECONDS:-60}" -timeout=20 -rss_limit_mb=2048 -max_len=65536 \
