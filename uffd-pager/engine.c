@@ -107,7 +107,7 @@ static void engine_free(struct engine *engine)
     sweep_free(engine->sweep);
     free((void *)engine->chunk_resident);
     free((void *)engine->chunk_flags);
-    free((void *)engine->trim);
+    trim_free(engine->trim);
     pthread_mutex_destroy(&engine->move_lock);
     pthread_mutex_destroy(&engine->pause_lock);
     pthread_mutex_destroy(&engine->limit_lock);
@@ -160,7 +160,7 @@ static int engine_new(struct engine **result, const struct engine_config *config
     pthread_mutex_init(&engine->move_lock, NULL);
     engine->chunk_resident = calloc(n_chunks, sizeof(*engine->chunk_resident));
     engine->chunk_flags = calloc(n_chunks, sizeof(*engine->chunk_flags));
-    engine->trim = calloc(config->map->n_pages / 64 + 1, sizeof(*engine->trim));
+    engine->trim = trim_new();
     engine->predictor = predictor_new(policy, n_chunks, 1);
     int cpus = (int)sysconf(_SC_NPROCESSORS_ONLN);
     engine->max_spinners = cpus / 4 > 1 ? cpus / 4 : 1;
@@ -367,18 +367,6 @@ static uint8_t engine_seize(struct engine *engine, uint64_t page)
         nanosleep(&nap, NULL);
     }
     return PAGE_LOST;
-}
-
-void engine_want_trim(struct engine *engine, uint64_t page)
-{
-    uint64_t bit = (uint64_t)1 << (page % 64);
-
-    atomic_fetch_or_explicit(&engine->trim[page / 64], bit, memory_order_relaxed);
-    if (!(atomic_fetch_or_explicit(&engine->chunk_flags[page_chunk(page)], CHUNK_TRIM,
-                                   memory_order_acq_rel) &
-          CHUNK_TRIM)) {
-        atomic_fetch_add_explicit(&engine->trim_chunks, 1, memory_order_relaxed);
-    }
 }
 
 static int engine_discard_page(struct engine *engine, const struct layout_block *block,

@@ -53,7 +53,7 @@
 
 /* engine.chunk_flags */
 #define CHUNK_FENCED 0x01u  /* an old WRITE or TRIM may still land on the sub-host: do not page out */
-#define CHUNK_TRIM 0x02u    /* there are bits in engine.trim: pages that must not be paged out */
+#define CHUNK_TRIM 0x02u    /* it has pages that are to be trimmed first (pageout_trim.c) */
 #define CHUNK_SAMPLED 0x04u /* zapped, and not seen accessed since */
 #define CHUNK_MOVING 0x10u  /* on its way to another sub-host: do not page out (chunk_move.c) */
 #define CHUNK_MAP 0x08u     /* accessed after the zap: map the rest of it */
@@ -63,6 +63,7 @@ struct drain;
 struct pageout;
 struct prefetch;
 struct quiet;
+struct trim;
 
 struct engine {
     struct engine_config config;
@@ -88,8 +89,7 @@ struct engine {
     _Atomic uint16_t *chunk_resident; /* [n_chunks] */
     _Atomic uint8_t *chunk_flags;     /* [n_chunks] */
 
-    /* discarded pages that may have copies on sub-hosts */
-    _Atomic uint64_t *trim; /* bitmap of pages */
+    struct trim *trim; /* discarded pages that may have copies on sub-hosts */
     _Atomic unsigned trim_chunks;
     _Atomic unsigned map_chunks; /* chunks with CHUNK_MAP */
 
@@ -130,6 +130,10 @@ void engine_kick(int fd);
  * By the page's owner, before it is unlocked (pageout_trim.c).
  */
 void engine_want_trim(struct engine *engine, uint64_t page);
+
+/** trim_new()/trim_free() - the pages that are to be trimmed: none. Return: NULL if memory is out. */
+struct trim *trim_new(void);
+void trim_free(struct trim *trim);
 
 /** watch_kick() - pages have arrived: see which of them are used; any thread (engine_watch.c) */
 void watch_kick(struct engine *engine);

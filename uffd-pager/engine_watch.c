@@ -54,10 +54,21 @@ void watch_push(struct engine *engine, uint64_t first, uint64_t mask)
     pthread_mutex_unlock(&watch->lock);
 }
 
+/* New pages are only asked about while memory is short. */
+static bool watch_is_short(const struct engine *engine)
+{
+    int64_t high = atomic_load_explicit(&engine->high, memory_order_relaxed);
+
+    return atomic_load_explicit(&engine->resident, memory_order_relaxed) >= high - high / 8;
+}
+
 void watch_kick(struct engine *engine)
 {
     struct watch *watch = engine->watch;
 
+    if (!watch_is_short(engine)) { /* to wake the thread for nothing would cost a fault more than itself */
+        return;
+    }
     pthread_mutex_lock(&watch->lock);
     watch->kicked = true;
     pthread_cond_signal(&watch->pushed);
@@ -124,17 +135,14 @@ static void watch_mark(struct watch *watch, const struct watch_window *window)
     }
 }
 
-/* New pages are only asked about while memory is short. */
 static void watch_arrived(struct watch *watch)
 {
     struct engine *engine = watch->engine;
     int64_t high = atomic_load_explicit(&engine->high, memory_order_relaxed);
     struct sweep_step step;
 
-    if (atomic_load_explicit(&engine->resident, memory_order_relaxed) < high - high / 8) {
-        return;
-    }
-    while (!engine_over(engine) && sweep_probation(engine->sweep, (uint64_t)high, &step)) {
+    while (watch_is_short(engine) && !engine_over(engine) &&
+           sweep_probation(engine->sweep, (uint64_t)high, &step)) {
         watch_mark(watch, &(struct watch_window){.first = step.first, .mask = step.watch});
     }
 }

@@ -353,7 +353,9 @@ static int pageout_prepare(struct pageout *pageout)
     pageout->host_batches = n ? pageout->n_batches / n : 0;
     pageout->hosts = calloc(n + 1, sizeof(*pageout->hosts));
     pageout->batch = calloc(pageout->n_batches + 1, sizeof(*pageout->batch));
-    pageout->candidates = calloc(engine->map->n_chunks, sizeof(*pageout->candidates));
+    /* Victims by chunk only: where a sweep chooses pages, this would be memory for nothing. */
+    pageout->candidates =
+        calloc(engine->sweep ? 1 : engine->map->n_chunks, sizeof(*pageout->candidates));
     pageout->epoll = epoll_create1(EPOLL_CLOEXEC);
     pageout->kick = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (!pageout->hosts || !pageout->batch || !pageout->candidates || pageout->epoll < 0 ||

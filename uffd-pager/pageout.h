@@ -160,7 +160,7 @@ void place_tell(struct pageout *pageout, bool wanted);
 /* ---- pageout_trim.c ---- */
 
 /** trim_bit() - is @page to be trimmed, or being trimmed?  It must not be paged out then. Any thread. */
-bool trim_bit(const struct engine *engine, uint64_t page);
+bool trim_bit(struct engine *engine, uint64_t page);
 
 /** trim_begin() - begin TRIMs of discarded pages, as many as can be */
 void trim_begin(struct pageout *pageout);

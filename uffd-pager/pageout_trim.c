@@ -2,73 +2,148 @@
 /*
  * pageout_trim.c - discarded pages: free what the sub-host holds of them
  *
- * Whoever makes a page UNTOUCHED that may have a copy there sets the page's bit while it owns the page,
- * and CHUNK_TRIM.  The bit stays until the sub-host has acknowledged the TRIM, and as long as it is
+ * Whoever makes a page UNTOUCHED that may have a copy there sets the page's bit while it owns the page.
+ * The bit stays until the sub-host has acknowledged the TRIM, and as long as it is
  * set the page is not paged out: the guest may have written it anew, and no TRIM may take that away.
  * A TRIM whose connection broke is sent again on the next one; the chunk is fenced meanwhile
  * (CHUNK_FENCED), so that the first one cannot come late.
+ *
+ * Bits exist for chunks that have some, in a hash table under a lock: they are few, and most of the time there
+ * are none.  CHUNK_TRIM says so without the lock.  It is set before the page is unlocked, so who then
+ * owns the page sees it.
  */
 #include <errno.h>
+#include <stdlib.h>
 
 #include "uffd-pager/pageout.h"
 
-bool trim_bit(const struct engine *engine, uint64_t page)
+#define TRIM_BUCKETS 1024u
+
+struct trim_chunk {
+    struct trim_chunk *next;
+    uint64_t chunk;
+    unsigned n; /* bits that are set */
+    uint64_t bit[CHUNK_PAGES / 64];
+};
+
+struct trim {
+    pthread_mutex_t lock;
+    struct trim_chunk *bucket[TRIM_BUCKETS];
+};
+
+struct trim *trim_new(void)
 {
-    return atomic_load_explicit(&engine->trim[page / 64], memory_order_acquire) >> (page % 64) & 1;
+    struct trim *trim = calloc(1, sizeof(*trim));
+
+    if (trim) {
+        pthread_mutex_init(&trim->lock, NULL);
+    }
+    return trim;
 }
 
-static void trim_clear(struct engine *engine, uint64_t page)
+void trim_free(struct trim *trim)
 {
-    atomic_fetch_and_explicit(&engine->trim[page / 64], ~((uint64_t)1 << (page % 64)),
-                              memory_order_acq_rel);
-}
-
-static bool trim_any(const struct engine *engine, uint64_t chunk)
-{
-    for (uint64_t i = 0; i < CHUNK_PAGES / 64; i++) {
-        if (atomic_load_explicit(&engine->trim[chunk * CHUNK_PAGES / 64 + i],
-                                 memory_order_acquire)) {
-            return true;
+    for (unsigned i = 0; trim && i < TRIM_BUCKETS; i++) {
+        while (trim->bucket[i]) {
+            struct trim_chunk *next = trim->bucket[i]->next;
+            free(trim->bucket[i]);
+            trim->bucket[i] = next;
         }
     }
-    return false;
+    if (trim) {
+        pthread_mutex_destroy(&trim->lock);
+    }
+    free(trim);
 }
 
-/* The flag goes first: a discard that sets a bit in between raises it again. */
-static void trim_settle(struct engine *engine, uint64_t chunk)
+/* With the lock: where the chunk's bits are, or are to be linked. */
+static struct trim_chunk **trim_find(struct trim *trim, uint64_t chunk)
 {
-    if (atomic_fetch_and_explicit(&engine->chunk_flags[chunk], (uint8_t)~CHUNK_TRIM,
-                                  memory_order_acq_rel) &
-        CHUNK_TRIM) {
-        atomic_fetch_sub_explicit(&engine->trim_chunks, 1, memory_order_relaxed);
+    struct trim_chunk **at = &trim->bucket[chunk % TRIM_BUCKETS];
+
+    while (*at && (*at)->chunk != chunk) {
+        at = &(*at)->next;
     }
-    if (trim_any(engine, chunk) &&
-        !(atomic_fetch_or_explicit(&engine->chunk_flags[chunk], CHUNK_TRIM, memory_order_acq_rel) &
-          CHUNK_TRIM)) {
+    return at;
+}
+
+static bool trim_has(const struct trim_chunk *bits, uint64_t page)
+{
+    return bits && bits->bit[page % CHUNK_PAGES / 64] >> (page % 64) & 1;
+}
+
+/* With the lock: the chunk has no bits any more. */
+static void trim_unlink(struct engine *engine, struct trim_chunk **at)
+{
+    struct trim_chunk *bits = *at;
+
+    *at = bits->next;
+    atomic_fetch_and_explicit(&engine->chunk_flags[bits->chunk], (uint8_t)~CHUNK_TRIM,
+                              memory_order_acq_rel);
+    atomic_fetch_sub_explicit(&engine->trim_chunks, 1, memory_order_relaxed);
+    free(bits);
+}
+
+void engine_want_trim(struct engine *engine, uint64_t page)
+{
+    uint64_t chunk = page_chunk(page);
+
+    pthread_mutex_lock(&engine->trim->lock);
+    struct trim_chunk **at = trim_find(engine->trim, chunk);
+    if (!*at && (*at = calloc(1, sizeof(**at))) != NULL) {
+        (*at)->chunk = chunk;
+        atomic_fetch_or_explicit(&engine->chunk_flags[chunk], CHUNK_TRIM, memory_order_acq_rel);
         atomic_fetch_add_explicit(&engine->trim_chunks, 1, memory_order_relaxed);
     }
+    if (!*at) {
+        log_warn("out of memory: the sub-host keeps the copy of a discarded page");
+    } else if (!trim_has(*at, page)) {
+        (*at)->bit[page % CHUNK_PAGES / 64] |= (uint64_t)1 << (page % 64);
+        (*at)->n++;
+    }
+    pthread_mutex_unlock(&engine->trim->lock);
+}
+
+bool trim_bit(struct engine *engine, uint64_t page)
+{
+    uint64_t chunk = page_chunk(page);
+
+    if (!(atomic_load_explicit(&engine->chunk_flags[chunk], memory_order_acquire) & CHUNK_TRIM)) {
+        return false;
+    }
+    pthread_mutex_lock(&engine->trim->lock);
+    bool set = trim_has(*trim_find(engine->trim, chunk), page);
+    pthread_mutex_unlock(&engine->trim->lock);
+    return set;
+}
+
+static void trim_clear(struct engine *engine, uint64_t first, uint64_t end)
+{
+    pthread_mutex_lock(&engine->trim->lock);
+    struct trim_chunk **at = trim_find(engine->trim, page_chunk(first));
+    for (uint64_t page = first; page < end; page++) {
+        if (trim_has(*at, page)) {
+            (*at)->bit[page % CHUNK_PAGES / 64] &= ~((uint64_t)1 << (page % 64));
+            (*at)->n--;
+        }
+    }
+    if (*at && (*at)->n == 0) {
+        trim_unlink(engine, at);
+    }
+    pthread_mutex_unlock(&engine->trim->lock);
 }
 
 void trim_forget(struct engine *engine, uint64_t chunk)
 {
-    for (uint64_t i = 0; i < CHUNK_PAGES / 64; i++) {
-        atomic_store_explicit(&engine->trim[chunk * CHUNK_PAGES / 64 + i], 0,
-                              memory_order_release);
-    }
-    trim_settle(engine, chunk);
+    trim_clear(engine, chunk * CHUNK_PAGES, (chunk + 1) * CHUNK_PAGES);
 }
 
 void trim_end(struct pageout *pageout, struct pageout_batch *batch, bool failed)
 {
-    uint64_t chunk = batch->chunk;
-
     for (unsigned i = 0; i < batch->n && !failed; i++) {
-        for (uint64_t page = batch->trimmed[i].first; page < batch->trimmed[i].end; page++) {
-            trim_clear(pageout->engine, page);
-        }
+        trim_clear(pageout->engine, batch->trimmed[i].first, batch->trimmed[i].end);
     }
     batch_free(pageout, batch);
-    trim_settle(pageout->engine, chunk);
 }
 
 static void trim_fill(struct pageout *pageout, struct pageout_batch *batch)
