@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stddef.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -133,7 +134,7 @@ int pagemap_open_fd(struct pagemap *map, int fd, bool writable, struct reason *r
     }
     want.slab_bytes = pagemap_slab_size_ok(map->header->slab_bytes) ? map->header->slab_bytes
                                                                     : PAGEMAP_SLAB_BYTES;
-    if (memcmp(&want, map->header, sizeof(want)) != 0 || want.file_size != (uint64_t)st.st_size) {
+    if (memcmp(&want, map->header, offsetof(struct pagemap_header, draining)) != 0 || want.file_size != (uint64_t)st.st_size) {
         munmap(map->header, (size_t)st.st_size);
         close(fd);
         return reason_set(reason, -EINVAL, "the page map's header is damaged");

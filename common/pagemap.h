@@ -114,7 +114,27 @@ struct pagemap_header {
     uint8_t uuid[16];
     uint64_t slab_bytes; /* a power of two, PAGEMAP_SLAB_MIN to PAGEMAP_SLAB_MAX */
     uint64_t second_offset;
+    /* What is from here on changes.  Sets of sub-hosts, by number: */
+    _Atomic uint64_t draining[2]; /* those the operator has emptied (uffd-pager/engine_drain.c) */
+    _Atomic uint64_t pulling[2];  /* those that may still be copying pages for us (uffd-pager/chunk_pull.c) */
 };
+
+/** pagemap_set_bit() - put sub-host @index into a set of the header, or take it out */
+static inline void pagemap_set_bit(_Atomic uint64_t set[2], unsigned index, bool in)
+{
+    uint64_t bit = (uint64_t)1 << (index % 64);
+
+    if (in) {
+        atomic_fetch_or(&set[index / 64], bit);
+    } else {
+        atomic_fetch_and(&set[index / 64], ~bit);
+    }
+}
+
+static inline bool pagemap_bit(const _Atomic uint64_t set[2], unsigned index)
+{
+    return atomic_load(&set[index / 64]) >> (index % 64) & 1;
+}
 
 struct pagemap {
     struct pagemap_header *header;

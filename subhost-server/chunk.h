@@ -17,6 +17,7 @@
 
 #define CHUNK_WORDS (CHUNK_PAGES / 64)
 #define N_LOCKS 64
+#define HEAT_HALF_US 4000000u
 
 struct chunk {
     uint64_t exists[CHUNK_WORDS];
@@ -25,6 +26,8 @@ struct chunk {
     uint32_t writers;
     bool sweep; /* there may be pages on their way out */
     bool lent;  /* clients reach it by themselves, unseen: nothing of it goes (region_lend()) */
+    uint16_t heat;     /* requests, halved every HEAT_HALF_US */
+    uint16_t heat_age; /* when it was last brought up to date, in that unit; it may wrap */
 };
 
 struct region {
@@ -38,6 +41,8 @@ struct region {
     atomic_uint clients;
     atomic_bool dead;
     atomic_uint epoch;
+    pthread_mutex_t pull_lock; /* held by a copy that fills it from another sub-host */
+    _Atomic uint64_t serial;   /* copies of an earlier serial than this are over */
     pthread_mutex_t locks[N_LOCKS];
 };
 
@@ -137,6 +142,24 @@ static inline void set_stored(struct slice *slice, bool stored)
 static inline bool get_bit(const uint64_t *bits, unsigned page)
 {
     return bits[page / 64] >> (page % 64) & 1;
+}
+
+/** chunk_heat() - how much it was used lately, up to date at @now_us */
+static inline uint16_t chunk_heat(struct chunk *chunk, uint64_t now_us)
+{
+    uint16_t now = (uint16_t)(now_us / HEAT_HALF_US);
+    uint16_t age = (uint16_t)(now - chunk->heat_age);
+
+    chunk->heat = age < 16 ? (uint16_t)(chunk->heat >> age) : 0;
+    chunk->heat_age = now;
+    return chunk->heat;
+}
+
+static inline void chunk_touch(struct chunk *chunk)
+{
+    if (chunk_heat(chunk, units_now_us()) < UINT16_MAX) {
+        chunk->heat++;
+    }
 }
 
 static inline bool is_busy(const struct chunk *chunk)

@@ -259,6 +259,9 @@ static int finish(struct options *options, struct reason *reason)
                          "--plaintext if that is meant",
                          nbd_rdma_format(&options->rdma, text));
     }
+    if (!options->plaintext) {
+        endpoint_refuse_exposed(); /* copies from other sub-hosts, too */
+    }
     return err ? err : check_tls(options, reason);
 }
 

@@ -148,6 +148,9 @@ static int read_slice(struct region *region, struct slice *slice, bool strict, b
     } else if (!*mixed) {
         slice->chunk->readers++;
     }
+    if (!err) {
+        chunk_touch(slice->chunk);
+    }
     pthread_mutex_unlock(lock);
     return err;
 }
@@ -239,6 +242,7 @@ static int write_slice(struct region *region, struct slice *slice, uint64_t *pre
         }
         set_stored(slice, true);
         chunk->writers++;
+        chunk_touch(chunk);
         *fresh |= missing || !all_exist(slice);
     }
     pthread_mutex_unlock(lock);
@@ -540,6 +544,26 @@ uint64_t region_slabs(struct region *region, uint64_t bytes)
     return n;
 }
 
+void region_slab(struct region *region, uint64_t offset, uint64_t bytes, struct region_slab *slab)
+{
+    uint64_t page = offset / PAGE_BYTES;
+    uint64_t end = (offset + bytes < region->size ? offset + bytes : region->size) / PAGE_BYTES;
+    uint64_t now_us = units_now_us();
+    struct slice slice;
+
+    *slab = (struct region_slab){.offset = offset};
+    if (atomic_load_explicit(&region->dead, memory_order_relaxed)) {
+        return;
+    }
+    while (slice_next(region->chunks, &page, end, &slice)) {
+        pthread_mutex_t *lock = slice_lock(region, &slice);
+        slab->stored += count_stored(&slice) * PAGE_BYTES;
+        slab->heat += chunk_heat(slice.chunk, now_us);
+        slab->lent = slab->lent || slice.chunk->lent;
+        pthread_mutex_unlock(lock);
+    }
+}
+
 /* ---- taking files up again ---- */
 
 /* No memory behind pages [page, end): they are zero, if they exist; a write was about to give them some. */
@@ -577,6 +601,7 @@ int pages_reconcile(struct region *region, uint64_t *stored)
     for (uint64_t i = 0; i < region->n_chunks; i++) {
         region->chunks[i].readers = region->chunks[i].writers = 0;
         region->chunks[i].sweep = region->chunks[i].lent = false;
+        region->chunks[i].heat = 0;
     }
     while (at < size) {
         off_t data = lseek(region->fd, at, SEEK_DATA);

@@ -105,6 +105,7 @@ static int make(struct region **result, struct quota *quota, uint64_t size, uint
     region->size = size;
     region->n_chunks = (size + CHUNK_BYTES - 1) / CHUNK_BYTES;
     atomic_init(&region->references, 1);
+    pthread_mutex_init(&region->pull_lock, NULL);
     for (int i = 0; i < N_LOCKS; i++) {
         pthread_mutex_init(&region->locks[i], NULL);
     }
@@ -192,6 +193,7 @@ void region_unref(struct region *region)
     for (int i = 0; i < N_LOCKS; i++) {
         pthread_mutex_destroy(&region->locks[i]);
     }
+    pthread_mutex_destroy(&region->pull_lock);
     free(region);
 }
 
@@ -234,6 +236,36 @@ unsigned region_epoch(const struct region *region)
 void region_new_epoch(struct region *region)
 {
     atomic_fetch_add(&region->epoch, 1);
+}
+
+uint64_t region_settle(struct region *region)
+{
+    uint64_t serial = atomic_fetch_add(&region->serial, 1) + 1;
+
+    /* Who has the lock sees the new serial before its next write. */
+    pthread_mutex_lock(&region->pull_lock);
+    pthread_mutex_unlock(&region->pull_lock);
+    return serial;
+}
+
+bool region_pull_is_on(const struct region *region, uint64_t serial)
+{
+    return atomic_load(&region->serial) == serial;
+}
+
+int region_pull_begin(struct region *region, uint64_t serial)
+{
+    pthread_mutex_lock(&region->pull_lock);
+    if (region_pull_is_on(region, serial)) {
+        return 0;
+    }
+    pthread_mutex_unlock(&region->pull_lock);
+    return -ESTALE;
+}
+
+void region_pull_end(struct region *region)
+{
+    pthread_mutex_unlock(&region->pull_lock);
 }
 
 uint64_t region_size(const struct region *region)

@@ -81,6 +81,32 @@ uint64_t region_allocated(const struct region *region);
 /** region_slabs() - how many slabs of @bytes (a multiple of 2 MiB) hold at least one page that is stored */
 uint64_t region_slabs(struct region *region, uint64_t bytes);
 
+/* A part of a region. */
+struct region_slab {
+    uint64_t offset;
+    uint64_t stored; /* bytes */
+    uint64_t heat;   /* requests lately; those by RDMA are not seen */
+    bool lent;       /* by RDMA: it stays until the region goes */
+};
+
+/** region_slab() - look at the slab of @bytes (a multiple of 2 MiB) at @offset; nothing is stored in a dead region */
+void region_slab(struct region *region, uint64_t offset, uint64_t bytes, struct region_slab *slab);
+
+/*
+ * Copies from another sub-host (copy.c).  Whoever asks for them numbers them with the region's serial.  When an
+ * answer fails to come, region_settle() makes sure that none of them writes to the region any more.
+ */
+
+/** region_settle() - end copies that are under way, refuse late ones; Return: the serial for the next */
+uint64_t region_settle(struct region *region);
+
+/** region_pull_begin() - one copy at a time; Return: 0, or -ESTALE: @serial has been settled */
+int region_pull_begin(struct region *region, uint64_t serial);
+void region_pull_end(struct region *region);
+
+/** region_pull_is_on() - may it go on? */
+bool region_pull_is_on(const struct region *region, uint64_t serial);
+
 /**
  * region_read_begin() - pin [offset, offset + length) for reading
  * @strict: a page that does not exist is -EIO

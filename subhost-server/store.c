@@ -228,6 +228,17 @@ int store_visit(struct store *store, const char *name, const char *ticket,
     return err;
 }
 
+static void take_reference(void *to, const struct store_entry *entry)
+{
+    *(struct region **)to = region_ref(entry->region);
+}
+
+int store_find(struct store *store, const char *name, const char *ticket, struct region **region,
+               struct reason *reason)
+{
+    return store_visit(store, name, ticket, take_reference, region, reason);
+}
+
 /* Caller holds the lock: take an entry out of the list. */
 static struct store_entry *take(struct store *store, struct store_entry **link)
 {

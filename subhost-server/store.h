@@ -28,6 +28,7 @@
 
 struct store_stats {
     _Atomic uint64_t reads, writes, trims, read_bytes, write_bytes, errors, enospc;
+    _Atomic uint64_t pulled_bytes; /* from other sub-hosts */
 };
 
 /* A name for a region.  Guarded by store->lock. */
@@ -97,6 +98,13 @@ int store_keep(struct store *store, const char *name, const char *ticket, const 
 int store_visit(struct store *store, const char *name, const char *ticket,
                 void (*visit)(void *to, const struct store_entry *entry), void *to,
                 struct reason *reason);
+
+/**
+ * store_find() - a reference to a region for a control client
+ * Return: 0 and *@region, to be given back by region_unref(); else as store_keep().
+ */
+int store_find(struct store *store, const char *name, const char *ticket, struct region **region,
+               struct reason *reason);
 
 /** store_delete() - free a region now for @peer, cut off its clients; Return: as store_keep() */
 int store_delete(struct store *store, const char *name, const char *ticket, const void *peer,

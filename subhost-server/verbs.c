@@ -7,6 +7,7 @@
 
 #include "common/nbd_rdma.h"
 #include "common/version.h"
+#include "subhost-server/copy.h"
 
 /* ---- arguments ---- */
 
@@ -227,6 +228,63 @@ static json_t *region_list(void *opaque, struct control_peer *peer, const json_t
     return list;
 }
 
+/* ---- memory on its way from another sub-host (copy.h) ---- */
+
+static json_t *region_settle_verb(void *opaque, struct control_peer *peer, const json_t *args, int *err,
+                                  struct reason *reason)
+{
+    static const char *const known[] = {"name", "ticket", NULL};
+    struct server *server = opaque;
+    struct region *region = NULL;
+    const char *name, *ticket;
+
+    (void)peer;
+    *err = get_name(args, known, &name, &ticket, reason);
+    if (!*err) {
+        *err = store_find(&server->store, name, ticket, &region, reason);
+    }
+    if (*err) {
+        return NULL;
+    }
+    json_t *result = json_pack("{s:I}", "serial", (json_int_t)region_settle(region));
+    region_unref(region);
+    return result;
+}
+
+static json_t *region_pull(void *opaque, struct control_peer *peer, const json_t *args, int *err,
+                           struct reason *reason)
+{
+    static const char *const known[] = {"name", "ticket", "serial", "data", "export", "runs", NULL};
+    struct server *server = opaque;
+    struct copy_request request = {.runs = json_object_get(args, "runs")};
+    struct copier *copier = control_peer_get(peer);
+    struct region *region = NULL;
+    const char *name, *ticket;
+    uint64_t copied = 0;
+
+    *err = get_name(args, known, &name, &ticket, reason);
+    if (!*err) {
+        *err = get_bytes(args, "serial", NULL, &request.serial, reason);
+    }
+    if (!*err) {
+        *err = get_string(args, "data", true, &request.data, reason);
+    }
+    if (!*err) {
+        *err = get_string(args, "export", true, &request.export, reason);
+    }
+    if (!*err) {
+        *err = store_find(&server->store, name, ticket, &region, reason);
+    }
+    if (*err) {
+        return NULL;
+    }
+    *err = copier_pull(&copier, region, &request, &copied, reason);
+    control_peer_set(peer, copier);
+    atomic_fetch_add_explicit(&server->store.stats.pulled_bytes, copied, memory_order_relaxed);
+    region_unref(region);
+    return *err ? NULL : json_pack("{s:I}", "bytes", (json_int_t)copied);
+}
+
 /* ---- the host ---- */
 
 static json_t *status_object(struct server *server)
@@ -281,6 +339,7 @@ static json_t *stats(void *opaque, struct control_peer *peer, const json_t *args
         {"write_bytes", atomic_load(&counters->write_bytes)},
         {"errors", atomic_load(&counters->errors)},
         {"enospc", atomic_load(&counters->enospc)},
+        {"pulled_bytes", atomic_load(&counters->pulled_bytes)},
         {"connections", server_connections(server)},
     };
     json_t *result = status_object(server);
@@ -295,6 +354,7 @@ static void peer_gone(void *opaque, struct control_peer *peer)
 {
     struct server *server = opaque;
 
+    copier_free(control_peer_get(peer));
     store_delete_owned(&server->store, peer);
 }
 
@@ -302,6 +362,7 @@ static const struct control_verb verbs[] = {
     {"query-status", query_status},   {"region-create", region_create},
     {"region-keep", region_keep},     {"region-delete", region_delete},
     {"region-list", region_list},     {"region-query", region_query},
+    {"region-settle", region_settle_verb}, {"region-pull", region_pull},
     {"stats", stats},
     {NULL, NULL},
 };

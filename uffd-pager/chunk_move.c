@@ -2,11 +2,15 @@
 /*
  * chunk_move.c - bring a chunk's pages from one place to another while the guest runs
  *
- *   CHUNK_MOVING  page-out leaves the chunk alone (engine.move_lock); batches under way end
+ *   CHUNK_MOVING  page-out leaves the chunk alone (engine.move_lock)
+ *   quiet         batches that were under way are waited for.  From here on nobody writes the chunk's
+ *                 pages in their places, and no further page becomes REMOTE.
+ *   pull          the new sub-host fetches what is REMOTE from the old one (chunk_pull.h).  Page-ins go on,
+ *                 from where the pages are; what the guest takes back meanwhile is copied for nothing.
  *   settle        CLEAN -> LOCAL; REMOTE -> FETCHING, by us; pages others have in hands are waited
  *                 for.  Nothing of the chunk is on its way to or from a place then, and nothing
  *                 can be, as that takes a REMOTE or CLEAN page, or page-out.
- *   copy          READ there, WRITE here, until all is acknowledged
+ *   copy          what was not pulled: READ there, WRITE here, until all is acknowledged
  *   switch        the page map says the new place, our pages are REMOTE again; who wanted one
  *                 meanwhile is woken and fetches it from where it is now
  *   TRIM          the old copies, and what was left there of pages that have long been LOCAL
@@ -23,6 +27,7 @@
 #include <time.h>
 
 #include "common/nbd_client.h"
+#include "uffd-pager/chunk_pull.h"
 #include "uffd-pager/install.h"
 #include "uffd-pager/uffd_abi.h"
 
@@ -30,8 +35,8 @@
 #define MOVE_SETTLE_US 2000000u /* a chunk that is not settled by then is tried again later */
 #define MOVE_NAP_US 200u
 #define MOVE_READ_PAGES 64u /* of one READ and WRITE */
-#define MOVE_FENCE_US 10000000u
-#define MOVE_TRIM_BYTES (GIB)
+#define MOVE_TRIM_PAGES (GIB / PAGE_BYTES)
+#define MOVE_FORGET_CHUNKS 64u /* held back from page-out together */
 
 /* A sub-host as this thread uses it. */
 struct move_peer {
@@ -42,8 +47,10 @@ struct move_peer {
 struct chunk_mover {
     struct engine *engine;
     struct move_peer *peers; /* [n_subhosts] */
+    struct puller puller;
     uint8_t *buffer;         /* MOVE_READ_PAGES pages */
-    uint64_t mine[CHUNK_PAGES / 64];
+    uint64_t pulled[CHUNK_PAGES / 64]; /* pages of the chunk that the new place has fetched */
+    uint64_t mine[CHUNK_PAGES / 64];   /* those we have made FETCHING */
 };
 
 /* ---- connections ---- */
@@ -84,8 +91,7 @@ static struct nbd_client *move_writer(struct chunk_mover *mover, unsigned index)
 /* A request that failed may still take effect, and must not do so over a later one. */
 static void move_fence(struct chunk_mover *mover, unsigned index)
 {
-    atomic_store_explicit(&mover->engine->hosts[index].fence_us, units_now_us() + MOVE_FENCE_US,
-                          memory_order_release);
+    pull_fence(&mover->engine->hosts[index]);
 }
 
 static void move_hang_up(struct chunk_mover *mover, unsigned index)
@@ -106,6 +112,7 @@ void chunk_mover_rest(struct chunk_mover *mover)
     for (unsigned i = 0; i < mover->engine->config.n_subhosts; i++) {
         move_hang_up(mover, i);
     }
+    pull_rest(&mover->puller);
 }
 
 /* ---- places ---- */
@@ -149,9 +156,33 @@ static int move_write(struct chunk_mover *mover, uint8_t place, uint64_t page, u
 
 /* ---- one chunk ---- */
 
+static bool move_bit(const uint64_t *set, unsigned i)
+{
+    return set[i / 64] >> (i % 64) & 1;
+}
+
 static bool move_is_mine(const struct chunk_mover *mover, unsigned i)
 {
-    return mover->mine[i / 64] >> (i % 64) & 1;
+    return move_bit(mover->mine, i);
+}
+
+/* Each page was seen at least once not to be leaving: none is, since none can begin to. */
+static bool move_quiet_once(struct chunk_mover *mover, const struct layout_block *block,
+                            uint64_t first, unsigned n)
+{
+    uint64_t *seen = mover->pulled; /* borrowed for this */
+    bool quiet = true;
+
+    (void)block;
+    for (unsigned i = 0; i < n; i++) {
+        uint8_t byte = pagemap_get(mover->engine->map, first + i);
+        uint8_t state = page_state(byte);
+        if (!(byte & PAGE_BUSY && (state == PAGE_LOCAL || state == PAGE_CLEAN))) {
+            seen[i / 64] |= (uint64_t)1 << (i % 64);
+        }
+        quiet = quiet && move_bit(seen, i);
+    }
+    return quiet;
 }
 
 /* One look at all pages of a chunk. Return: true if it is settled. */
@@ -179,14 +210,15 @@ static bool move_settle_once(struct chunk_mover *mover, const struct layout_bloc
     return settled;
 }
 
-static bool move_settle(struct chunk_mover *mover, const struct layout_block *block, uint64_t first,
-                        unsigned n)
+/* Return: false if there is still something to wait for. */
+static bool move_wait(struct chunk_mover *mover, const struct layout_block *block, uint64_t first,
+                      unsigned n,
+                      bool (*once)(struct chunk_mover *, const struct layout_block *, uint64_t, unsigned))
 {
     uint64_t deadline = units_now_us() + MOVE_SETTLE_US;
     struct timespec nap = {.tv_nsec = MOVE_NAP_US * 1000};
 
-    memset(mover->mine, 0, sizeof(mover->mine));
-    while (!move_settle_once(mover, block, first, n)) {
+    while (!once(mover, block, first, n)) {
         if (engine_over(mover->engine) || units_now_us() > deadline) {
             return false;
         }
@@ -233,7 +265,8 @@ static int move_copy(struct chunk_mover *mover, uint64_t chunk, uint8_t to, unsi
 
     for (unsigned i = 0; i < n && !err;) {
         unsigned run = 0;
-        while (i + run < n && run < MOVE_READ_PAGES && move_is_mine(mover, i + run)) {
+        while (i + run < n && run < MOVE_READ_PAGES && move_is_mine(mover, i + run) &&
+               !move_bit(mover->pulled, i + run)) {
             run++;
         }
         err = run ? move_run(mover, chunk, to, first + i, run) : 0;
@@ -253,12 +286,171 @@ static bool move_begin(struct engine *engine, uint64_t chunk)
     return ours;
 }
 
+static void move_end(struct engine *engine, uint64_t chunk)
+{
+    atomic_fetch_and_explicit(&engine->chunk_flags[chunk], (uint8_t)~CHUNK_MOVING,
+                              memory_order_acq_rel);
+}
+
+/* Return: a place of the chunk that another sub-host can fetch from; PAGEMAP_NO_SUBHOST: none. */
+static uint8_t move_source(const struct engine *engine, uint64_t chunk)
+{
+    for (unsigned copy = 0; copy < PAGEMAP_COPIES; copy++) {
+        uint8_t place = pagemap_home(engine->map, chunk, copy);
+        if (place < engine->config.n_subhosts &&
+            !atomic_load_explicit(&engine->hosts[place].trouble_us, memory_order_relaxed)) {
+            return place;
+        }
+    }
+    return PAGEMAP_NO_SUBHOST;
+}
+
+/* Return: 0, also if the pages have to be copied in another way; -ENOSPC; -EAGAIN. */
+static int move_pull(struct chunk_mover *mover, uint64_t chunk, uint8_t to, unsigned n)
+{
+    struct engine *engine = mover->engine;
+    uint8_t from = move_source(engine, chunk);
+    uint64_t first = chunk * CHUNK_PAGES;
+    int err = -EOPNOTSUPP;
+
+    memset(mover->pulled, 0, sizeof(mover->pulled));
+    for (unsigned i = 0; i < n; i++) {
+        bool remote = page_state(pagemap_get(engine->map, first + i)) == PAGE_REMOTE;
+        mover->pulled[i / 64] |= (uint64_t)remote << (i % 64);
+    }
+    if (to < engine->config.n_subhosts && from < engine->config.n_subhosts) {
+        err = pull_pages(&mover->puller, from, to, first, n, mover->pulled);
+    }
+    if (err == -EOPNOTSUPP) {
+        memset(mover->pulled, 0, sizeof(mover->pulled));
+        return 0;
+    }
+    return err;
+}
+
+/* What was fetched for nothing: taken back by the guest meanwhile, or all of it if there was no switch. */
+static void move_tidy(struct chunk_mover *mover, uint8_t to, uint64_t first, unsigned n,
+                      bool switched)
+{
+    for (unsigned i = 0; i < n;) {
+        unsigned run = 0;
+        while (i + run < n && move_bit(mover->pulled, i + run) &&
+               !(switched && move_is_mine(mover, i + run))) {
+            run++;
+        }
+        if (run && move_write(mover, to, first + i, run, false) < 0) {
+            atomic_store(&mover->engine->hosts[to].leftovers, true);
+            return;
+        }
+        i += run ? run : 1;
+    }
+}
+
+/* CHUNK_MOVING is set: bring place @copy's pages to @to. */
+static int move_held(struct chunk_mover *mover, const struct layout_block *block, uint64_t chunk,
+                     unsigned copy, uint8_t to, unsigned n)
+{
+    struct engine *engine = mover->engine;
+    uint64_t first = chunk * CHUNK_PAGES;
+
+    memset(mover->pulled, 0, sizeof(mover->pulled));
+    memset(mover->mine, 0, sizeof(mover->mine));
+    if (!move_wait(mover, block, first, n, move_quiet_once)) {
+        memset(mover->pulled, 0, sizeof(mover->pulled));
+        return -EAGAIN;
+    }
+    int err = move_pull(mover, chunk, to, n);
+    if (err) {
+        return err;
+    }
+    bool settled = move_wait(mover, block, first, n, move_settle_once);
+    err = settled ? move_copy(mover, chunk, to, n) : -EAGAIN;
+    if (!err) {
+        pagemap_set_home(engine->map, chunk, copy, to);
+        stats_add(&engine->stats.chunks_moved, 1);
+    }
+    move_release(mover, block, first, n);
+    return err;
+}
+
+/* ---- back to this host ---- */
+
+/* Up to MOVE_READ_PAGES pages from @page that are REMOTE, and for which there is room, taken for us. */
+static unsigned move_take_run(struct engine *engine, uint64_t page, uint64_t end)
+{
+    unsigned n = 0;
+
+    while (page + n < end && n < MOVE_READ_PAGES &&
+           pagemap_get(engine->map, page + n) == PAGE_REMOTE &&
+           room_take_spare(engine, page_chunk(page))) {
+        if (!pagemap_lock(engine->map, page + n, PAGE_REMOTE)) {
+            room_give(engine, page_chunk(page), 1);
+            break;
+        }
+        n++;
+    }
+    return n;
+}
+
+static int move_fetch_run(struct chunk_mover *mover, const struct layout_block *block, uint8_t from,
+                          uint64_t page, unsigned n)
+{
+    struct engine *engine = mover->engine;
+    int err = move_read(mover, from, page, n);
+
+    for (unsigned i = 0; i < n; i++) {
+        if (err) {
+            room_give(engine, page_chunk(page), 1);
+            page_unlock(engine, block, page + i, PAGE_REMOTE);
+        } else if (install_fetched(engine, block, page + i, mover->buffer + i * PAGE_BYTES, true) ==
+                   0) {
+            engine_arrived(engine, page + i, 1);
+        }
+    }
+    return err;
+}
+
+/* CHUNK_MOVING is set: the chunk is to be in no place, and its pages are here. */
+static int move_home(struct chunk_mover *mover, const struct layout_block *block, uint64_t chunk,
+                     uint8_t from, unsigned n)
+{
+    struct engine *engine = mover->engine;
+    uint64_t first = chunk * CHUNK_PAGES;
+    int err = 0;
+
+    memset(mover->mine, 0, sizeof(mover->mine));
+    memset(mover->pulled, 0, sizeof(mover->pulled));
+    if (pagemap_home(engine->map, chunk, 1) != PAGEMAP_NO_SUBHOST ||
+        !move_wait(mover, block, first, n, move_quiet_once)) {
+        return -EAGAIN;
+    }
+    for (uint64_t page = first; page < first + n && !err;) {
+        unsigned run = move_take_run(engine, page, first + n);
+        if (run) {
+            err = move_fetch_run(mover, block, from, page, run);
+        } else if (pagemap_get(engine->map, page) == PAGE_REMOTE) {
+            err = -ENOSPC;
+        }
+        page += run ? run : 1;
+    }
+    if (!err && !move_wait(mover, block, first, n, move_settle_once)) {
+        err = -EAGAIN;
+    }
+    for (unsigned i = 0; i < CHUNK_PAGES / 64 && !err; i++) {
+        err = mover->mine[i] ? -EAGAIN : 0; /* some could not be installed */
+    }
+    if (!err) {
+        pagemap_set_home(engine->map, chunk, 0, (uint8_t)PAGEMAP_NO_SUBHOST);
+    }
+    move_release(mover, block, first, n);
+    return err;
+}
+
 int chunk_move(struct chunk_mover *mover, uint64_t chunk, unsigned copy, uint8_t to)
 {
     struct engine *engine = mover->engine;
     const struct layout_block *block = layout_by_flat(engine->layout, chunk * CHUNK_BYTES);
     uint64_t first = chunk * CHUNK_PAGES;
-    int err = -EAGAIN;
 
     if (!block) {
         return 0;
@@ -269,38 +461,90 @@ int chunk_move(struct chunk_mover *mover, uint64_t chunk, unsigned copy, uint8_t
     uint64_t end = first + CHUNK_PAGES < page_end(block) ? first + CHUNK_PAGES : page_end(block);
     unsigned n = (unsigned)(end - first);
     uint8_t from = pagemap_home(engine->map, chunk, copy);
-    if (move_settle(mover, block, first, n)) {
-        err = move_copy(mover, chunk, to, n);
-    }
-    if (!err) {
-        pagemap_set_home(engine->map, chunk, copy, to);
-        stats_add(&engine->stats.chunks_moved, 1);
-    }
-    move_release(mover, block, first, n);
-    atomic_fetch_and_explicit(&engine->chunk_flags[chunk], (uint8_t)~CHUNK_MOVING,
-                              memory_order_acq_rel);
+    int err = to == PAGEMAP_NO_SUBHOST ? move_home(mover, block, chunk, from, n)
+                                       : move_held(mover, block, chunk, copy, to, n);
+    /* Before page-out may choose the old place again. */
     if (!err && from < engine->config.n_subhosts &&
         !atomic_load_explicit(&engine->hosts[from].trouble_us, memory_order_relaxed)) {
         move_write(mover, from, first, n, false);
     }
+    if (to < engine->config.n_subhosts && !atomic_load(&engine->hosts[to].unsettled)) {
+        move_tidy(mover, to, first, n, !err);
+    }
+    move_end(engine, chunk);
     return err;
 }
 
-int chunk_trim_all(struct chunk_mover *mover, unsigned index)
-{
-    uint64_t size = mover->engine->layout->flat_size;
-    struct nbd_client *writer = move_writer(mover, index);
-    int err = writer ? 0 : -ENOTCONN;
+/* ---- what is left behind ---- */
 
-    for (uint64_t at = 0; at < size && !err; at += MOVE_TRIM_BYTES) {
-        uint64_t n = size - at < MOVE_TRIM_BYTES ? size - at : MOVE_TRIM_BYTES;
-        err = nbd_client_trim(writer, at, (uint32_t)n);
+static bool move_is_on(const struct engine *engine, uint64_t chunk, unsigned index)
+{
+    return pagemap_home(engine->map, chunk, 0) == index || pagemap_home(engine->map, chunk, 1) == index;
+}
+
+/* Chunks from @first that are not on the sub-host, and cannot come to be while they are held. */
+static uint64_t forget_hold(struct engine *engine, unsigned index, uint64_t first, uint64_t end)
+{
+    uint64_t n = 0;
+
+    pthread_mutex_lock(&engine->move_lock);
+    while (first + n < end && n < MOVE_FORGET_CHUNKS && !move_is_on(engine, first + n, index) &&
+           !(atomic_load(&engine->chunk_flags[first + n]) & CHUNK_MOVING)) {
+        atomic_fetch_or_explicit(&engine->chunk_flags[first + n], CHUNK_MOVING, memory_order_acq_rel);
+        n++;
     }
-    if (err) {
-        move_fence(mover, index);
-        move_hang_up(mover, index);
+    pthread_mutex_unlock(&engine->move_lock);
+    return n;
+}
+
+static int forget_trim(struct chunk_mover *mover, unsigned index, uint64_t page, uint64_t n)
+{
+    int err = 0;
+
+    while (n && !err) {
+        unsigned part = (unsigned)(n < MOVE_TRIM_PAGES ? n : MOVE_TRIM_PAGES);
+        err = move_write(mover, (uint8_t)index, page, part, false);
+        page += part;
+        n -= part;
     }
     return err;
+}
+
+int chunk_forget(struct chunk_mover *mover, unsigned index, uint64_t first, uint64_t end)
+{
+    struct engine *engine = mover->engine;
+    int err = 0;
+
+    while (first < end && !err && !engine_over(engine)) {
+        uint64_t n = forget_hold(engine, index, first, end);
+        if (n) {
+            uint64_t pages = engine->map->n_pages - first * CHUNK_PAGES;
+            err = forget_trim(mover, index, first * CHUNK_PAGES,
+                              pages < n * CHUNK_PAGES ? pages : n * CHUNK_PAGES);
+        }
+        for (uint64_t i = 0; i < n; i++) {
+            move_end(engine, first + i);
+        }
+        first += n ? n : 1;
+    }
+    return err;
+}
+
+bool chunk_tidy(struct chunk_mover *mover)
+{
+    struct engine *engine = mover->engine;
+    bool more = false;
+
+    for (unsigned i = 0; i < engine->config.n_subhosts; i++) {
+        struct link_host *host = &engine->hosts[i];
+        if (atomic_load(&host->leftovers) && !atomic_load(&host->unsettled) &&
+            !atomic_load(&host->trouble_us) && atomic_exchange(&host->leftovers, false) &&
+            chunk_forget(mover, i, 0, engine->map->n_chunks) < 0) {
+            atomic_store(&host->leftovers, true);
+        }
+        more = more || atomic_load(&host->leftovers);
+    }
+    return more;
 }
 
 /* ---- beginning and end ---- */
@@ -315,7 +559,7 @@ struct chunk_mover *chunk_mover_new(struct engine *engine)
     mover->engine = engine;
     mover->peers = calloc(engine->config.n_subhosts + 1, sizeof(*mover->peers));
     mover->buffer = engine_buffer(MOVE_READ_PAGES * PAGE_BYTES);
-    if (!mover->peers || !mover->buffer) {
+    if (pull_init(&mover->puller, engine) < 0 || !mover->peers || !mover->buffer) {
         chunk_mover_free(mover);
         return NULL;
     }
@@ -325,11 +569,17 @@ struct chunk_mover *chunk_mover_new(struct engine *engine)
 void chunk_mover_free(struct chunk_mover *mover)
 {
     if (mover) {
-        if (mover->peers) {
-            chunk_mover_rest(mover);
+        for (unsigned i = 0; mover->peers && i < mover->engine->config.n_subhosts; i++) {
+            move_hang_up(mover, i);
         }
+        pull_free(&mover->puller);
         engine_buffer_free(mover->buffer, MOVE_READ_PAGES * PAGE_BYTES);
         free(mover->peers);
         free(mover);
     }
+}
+
+struct puller *chunk_mover_puller(struct chunk_mover *mover)
+{
+    return &mover->puller;
 }

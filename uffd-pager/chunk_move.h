@@ -3,9 +3,11 @@
 #ifndef UFFD_PAGER_CHUNK_MOVE_H
 #define UFFD_PAGER_CHUNK_MOVE_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 struct engine;
+struct puller;
 struct chunk_mover; /* of one thread, with connections of its own */
 
 /** chunk_mover_new() - Return: NULL if memory is out */
@@ -19,12 +21,19 @@ void chunk_mover_rest(struct chunk_mover *mover);
 
 /**
  * chunk_move() - have place @copy (0 or 1) of @chunk be @to, with all that is in the chunk's places now
+ * @to: PAGEMAP_NO_SUBHOST: back to this host, if there is room to spare (for a chunk with one place only)
  * The place it had is trimmed, if it answers.
  * Return: 0; -ENOSPC: @to has no room; -EBUSY: somebody else moves the chunk; another -errno: not now.
  */
 int chunk_move(struct chunk_mover *mover, uint64_t chunk, unsigned copy, uint8_t to);
 
-/** chunk_trim_all() - free whatever the guest has on sub-host @index. Return: 0 or -errno. */
-int chunk_trim_all(struct chunk_mover *mover, unsigned index);
+/** chunk_forget() - free copies on sub-host @index of chunks [first, end) that are elsewhere. Return: 0 or -errno. */
+int chunk_forget(struct chunk_mover *mover, unsigned index, uint64_t first, uint64_t end);
+
+/** chunk_tidy() - free what moves that were cut short have left. Return: true if some of it is still there. */
+bool chunk_tidy(struct chunk_mover *mover);
+
+/** chunk_mover_puller() - its control connections */
+struct puller *chunk_mover_puller(struct chunk_mover *mover);
 
 #endif

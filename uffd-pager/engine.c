@@ -262,15 +262,17 @@ static void engine_stop_threads(struct engine *engine)
     }
     pageout_free(engine);
     link_hosts_stop(engine);
+    drain_end(engine);
 }
 
 static int engine_start_threads(struct engine *engine, bool premap)
 {
-    int err = link_hosts_start(engine);
+    int err = drain_prepare(engine);
 
+    err = err < 0 ? err : link_hosts_start(engine);
+    err = err < 0 ? err : drain_start(engine);
     err = err < 0 ? err : watch_start(engine);
     err = err < 0 ? err : pageout_start(engine);
-    err = err < 0 ? err : drain_start(engine);
     err = err < 0 ? err : prefetch_start(engine);
     for (unsigned i = 0; err == 0 && i < engine->config.fault_threads; i++) {
         err = fault_start(engine, i);

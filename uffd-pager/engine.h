@@ -110,7 +110,7 @@ int engine_discard(struct engine *engine, uint64_t flat, uint64_t length);
  * @subhost: number in the configuration
  *
  * Returns at once; `query-guest` says how far it is, SUBHOST_EMPTY when it is done, DRAIN_STALLED
- * when the others are full.  A new engine does not know of it.  Any thread.
+ * when the others are full.  The next engine of the same page map goes on with it.  Any thread.
  * Return: 0, or -ENOSPC if there is no other sub-host.
  */
 int engine_drain(struct engine *engine, unsigned subhost, bool drain, struct reason *reason);

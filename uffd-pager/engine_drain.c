@@ -1,9 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * engine_drain.c - empty a sub-host while the guest runs
+ * engine_drain.c - take memory away from sub-hosts while the guest runs
  *
- * A sub-host that is being drained gets no more pages (place_takes()), and this thread moves the
- * chunks it has to others, one at a time (chunk_move.c).
+ * Two reasons: the operator wants a sub-host empty (engine_drain()); or a sub-host is short of memory
+ * itself and asks for slabs back (`wanted` of region-query, see link_host.c).  For both, one thread moves
+ * chunks to the guest's other sub-hosts, one at a time (chunk_move.c).  A sub-host that is being drained gets
+ * no more pages (place_takes()); one that is short refuses new ones by itself.
+ *
+ * Which sub-hosts are drained is in the page map's header: the next worker goes on.  What a sub-host has asked
+ * for is not: it asks again.
+ *
+ * For a slab the pager chooses the place as page-out does (pageout_place.c).  If no sub-host has room, a drain
+ * waits and the operator is told; a slab that was asked for is fetched to this host if there is room below
+ * the high watermark, else the sub-host is told that it cannot have it (`region-refuse`).
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -11,10 +20,14 @@
 #include <time.h>
 
 #include "uffd-pager/chunk_move.h"
-#include "uffd-pager/engine_impl.h"
+#include "uffd-pager/chunk_pull.h"
+#include "uffd-pager/pageout.h"
 
 #define DRAIN_PAUSE_MAX_US 100000u
 #define DRAIN_RETRY_MS 500
+#define DRAIN_FRESH_US 500000u /* how long an answer about room serves */
+#define DRAIN_ROOM_US 700000u  /* how long one is waited for */
+#define DRAIN_NAP_US 1000u
 
 struct drain {
     struct engine *engine;
@@ -22,10 +35,12 @@ struct drain {
     bool started;
     pthread_mutex_t lock;
     pthread_cond_t changed;
-    bool stop;                  /* guarded by lock */
-    struct chunk_mover *mover;  /* the rest: thread only */
-    uint64_t *emptied;          /* bitmap of sub-hosts: nothing is left, all was trimmed */
+    bool stop, kicked;        /* guarded by lock */
+    _Atomic uint8_t *wanted;  /* [n_slabs] number of the sub-host that wants the slab back, plus 1; 0: none */
+    struct chunk_mover *mover; /* the rest: thread only */
+    uint64_t *emptied;        /* bitmap of sub-hosts: nothing is left, all was trimmed */
     bool told_full;
+    unsigned seed;
 };
 
 static void drain_nap(uint64_t us)
@@ -35,9 +50,15 @@ static void drain_nap(uint64_t us)
     nanosleep(&nap, NULL);
 }
 
-static bool drain_wanted(const struct engine *engine, unsigned index)
+static bool drain_is_asked(const struct engine *engine, unsigned index)
 {
     return atomic_load_explicit(&engine->hosts[index].draining, memory_order_acquire);
+}
+
+static bool drain_is_on(const struct engine *engine, uint64_t chunk, unsigned index)
+{
+    return pagemap_home(engine->map, chunk, 0) == index ||
+           pagemap_home(engine->map, chunk, 1) == index;
 }
 
 /* ---- where to ---- */
@@ -46,81 +67,124 @@ static bool drain_may_take(const struct engine *engine, unsigned index)
 {
     const struct link_host *host = &engine->hosts[index];
 
-    return !drain_wanted(engine, index) &&
+    return !drain_is_asked(engine, index) &&
            !atomic_load_explicit(&host->trouble_us, memory_order_relaxed) &&
            units_now_us() >= atomic_load_explicit(&host->fence_us, memory_order_acquire);
 }
 
-/* The sub-host with the most room of those that stay; -1: none. @without: those that have refused. */
-static int drain_target(struct drain *drain, uint64_t chunk, const bool *without)
+static uint64_t drain_room(struct engine *engine, unsigned index)
 {
-    struct engine *engine = drain->engine;
-    uint8_t home = atomic_load(&pagemap_slab_of(engine->map, chunk)->home[0]);
+    struct link_host *host = &engine->hosts[index];
+    uint64_t since = units_now_us();
+    uint64_t fresh = since - DRAIN_FRESH_US;
+
+    while (atomic_load_explicit(&host->room_us, memory_order_acquire) < fresh) {
+        if (engine_over(engine) || units_now_us() > since + DRAIN_ROOM_US) {
+            return 0;
+        }
+        link_ask_room(host);
+        drain_nap(DRAIN_NAP_US);
+    }
+    return atomic_load_explicit(&host->room, memory_order_relaxed);
+}
+
+/* Of a few sub-hosts drawn at random the one with the most room, by weight; those without are crossed out. */
+static int drain_draw(struct drain *drain, bool *without)
+{
+    const struct engine_config *config = &drain->engine->config;
+    uint8_t list[PAGEMAP_MAX_SUBHOSTS];
+    unsigned n = 0, drawn = 0;
     uint64_t most = 0;
     int best = -1;
 
-    if (home < engine->config.n_subhosts && !without[home] && drain_may_take(engine, home)) {
-        return home;
+    for (unsigned i = 0; i < config->n_subhosts; i++) {
+        if (!without[i] && drain_may_take(drain->engine, i)) {
+            list[n++] = (uint8_t)i;
+        }
     }
-    for (unsigned i = 0; i < engine->config.n_subhosts; i++) {
-        struct link_host *host = &engine->hosts[i];
-        if (without[i] || !drain_may_take(engine, i)) {
+    while (n > 0 && drawn < config->choices) {
+        unsigned at = (unsigned)rand_r(&drain->seed) % n;
+        unsigned index = list[at];
+        uint64_t room = drain_room(drain->engine, index);
+        list[at] = list[--n];
+        if (room < PAGE_BYTES) {
+            without[index] = true;
             continue;
         }
-        link_ask_room(host); /* for the next one: an answer of the last second will do for this */
-        uint64_t room = atomic_load(&host->room_us) ? atomic_load(&host->room) : LINK_ROOM_UNKNOWN;
-        room = room == LINK_ROOM_UNKNOWN ? 1 : room;
-        if (room >= most) {
-            best = (int)i;
+        drawn++;
+        if (best < 0 || place_better(config, index, room, (unsigned)best, most)) {
+            best = (int)index;
             most = room;
         }
     }
     return best;
 }
 
-static int drain_move(struct drain *drain, uint64_t chunk, unsigned from)
+/* Return: a sub-host for the chunk's slab; -1: none.  @without: those that are not asked. */
+static int drain_target(struct drain *drain, uint64_t chunk, bool *without)
 {
     struct engine *engine = drain->engine;
+    uint8_t home = atomic_load(&pagemap_slab_of(engine->map, chunk)->home[0]);
+
+    if (home < engine->config.n_subhosts && !without[home] && drain_may_take(engine, home)) {
+        return home;
+    }
+    return drain_draw(drain, without);
+}
+
+/* Return: 0; -ENOSPC: no other sub-host has room; other -errno: later. */
+static int drain_move(struct drain *drain, uint64_t chunk, unsigned from)
+{
+    const struct pagemap *map = drain->engine->map;
     bool without[PAGEMAP_MAX_SUBHOSTS] = {false};
+    unsigned copy = pagemap_home(map, chunk, 0) == from ? 0 : 1;
+    uint8_t other = pagemap_home(map, chunk, 1 - copy);
     int to;
 
+    without[from] = true;
+    if (other < drain->engine->config.n_subhosts) {
+        without[other] = true;
+    }
     while ((to = drain_target(drain, chunk, without)) >= 0) {
-        int err = chunk_move(drain->mover, chunk, 0, (uint8_t)to);
+        int err = chunk_move(drain->mover, chunk, copy, (uint8_t)to);
         if (!err) {
-            atomic_store(&pagemap_slab_of(engine->map, chunk)->home[0], (uint8_t)to);
+            atomic_store(&pagemap_slab_of(map, chunk)->home[copy], (uint8_t)to);
         }
         if (err != -ENOSPC) {
             return err;
         }
         without[to] = true;
     }
-    if (!drain->told_full) {
-        drain->told_full = true;
-        log_error("sub-host '%s' cannot be emptied: the others have no room",
-                  engine->config.subhost[from].name);
-        engine_event(engine, "DRAIN_STALLED",
-                     json_pack("{s:s, s:s}", "subhost", engine->config.subhost[from].name, "reason",
-                               "the other sub-hosts have no room"));
-    }
     return -ENOSPC;
 }
 
-/* ---- the thread ---- */
+/* ---- a sub-host that is to be empty ---- */
 
-static void drain_trim_all(struct drain *drain, unsigned index)
+static void drain_tell_stalled(struct drain *drain, unsigned index)
 {
-    int err = chunk_trim_all(drain->mover, index);
+    struct engine *engine = drain->engine;
 
-    if (!err) {
-        drain->emptied[index / 64] |= (uint64_t)1 << (index % 64);
-        log_info("sub-host '%s' is empty", drain->engine->config.subhost[index].name);
-        engine_event(drain->engine, "SUBHOST_EMPTY",
-                     json_pack("{s:s}", "subhost", drain->engine->config.subhost[index].name));
+    if (!drain->told_full) {
+        drain->told_full = true;
+        log_error("sub-host '%s' cannot be emptied: the others have no room",
+                  engine->config.subhost[index].name);
+        engine_event(engine, "DRAIN_STALLED",
+                     json_pack("{s:s, s:s}", "subhost", engine->config.subhost[index].name, "reason",
+                               "the other sub-hosts have no room"));
     }
 }
 
-/* Return: true if all of it was moved. */
-static bool drain_subhost(struct drain *drain, unsigned index)
+static void drain_tell_empty(struct drain *drain, unsigned index)
+{
+    struct engine *engine = drain->engine;
+
+    drain->emptied[index / 64] |= (uint64_t)1 << (index % 64);
+    log_info("sub-host '%s' is empty", engine->config.subhost[index].name);
+    engine_event(engine, "SUBHOST_EMPTY",
+                 json_pack("{s:s}", "subhost", engine->config.subhost[index].name));
+}
+
+static void drain_subhost(struct drain *drain, unsigned index)
 {
     struct engine *engine = drain->engine;
     bool all = true;
@@ -129,43 +193,141 @@ static bool drain_subhost(struct drain *drain, unsigned index)
     pthread_mutex_lock(&engine->move_lock);
     pthread_mutex_unlock(&engine->move_lock);
     for (uint64_t chunk = 0; chunk < engine->map->n_chunks; chunk++) {
-        if (engine_over(engine) || !drain_wanted(engine, index)) {
-            return false;
+        if (engine_over(engine) || !drain_is_asked(engine, index)) {
+            return;
         }
-        if (atomic_load(&engine->map->subhost[chunk]) == index) {
+        if (drain_is_on(engine, chunk, index)) {
             uint64_t began = units_now_us();
             int err = drain_move(drain, chunk, index);
             uint64_t took = units_now_us() - began;
             /* Half of the time, and of the sub-hosts, belongs to the guest. */
             drain_nap(took < DRAIN_PAUSE_MAX_US ? took : DRAIN_PAUSE_MAX_US);
             all = all && !err;
+            if (err == -ENOSPC) {
+                drain_tell_stalled(drain, index);
+            }
             if (err == -ENOSPC || err == -ENOTCONN) {
-                return false;
+                return;
             }
         }
     }
-    if (all) {
+    if (all && chunk_forget(drain->mover, index, 0, engine->map->n_chunks) == 0 &&
+        !engine_over(engine)) {
         drain->told_full = false;
-        drain_trim_all(drain, index);
+        drain_tell_empty(drain, index);
     }
-    return all;
 }
+
+/* ---- a slab that a sub-host wants back ---- */
+
+void drain_kick(struct engine *engine)
+{
+    struct drain *drain = engine->drain;
+
+    pthread_mutex_lock(&drain->lock);
+    drain->kicked = true;
+    pthread_cond_signal(&drain->changed);
+    pthread_mutex_unlock(&drain->lock);
+}
+
+void drain_want(struct engine *engine, unsigned index, uint64_t offset)
+{
+    struct drain *drain = engine->drain;
+    uint64_t slab = offset / CHUNK_BYTES >> engine->map->slab_shift;
+
+    if (slab < engine->map->n_slabs && atomic_exchange(&drain->wanted[slab], (uint8_t)(index + 1)) != index + 1) {
+        drain_kick(engine);
+    }
+}
+
+/* Fetch what no other sub-host has room for. */
+static int drain_bring_back(struct drain *drain, uint64_t chunk, unsigned from)
+{
+    uint8_t home = (uint8_t)from;
+    int err = chunk_move(drain->mover, chunk, 0, PAGEMAP_NO_SUBHOST);
+
+    if (!err) { /* what leaves again is to find another place */
+        atomic_compare_exchange_strong(&pagemap_slab_of(drain->engine->map, chunk)->home[0], &home,
+                                       (uint8_t)PAGEMAP_NO_SUBHOST);
+    }
+    return err;
+}
+
+static void drain_refuse(struct drain *drain, uint64_t slab, unsigned from)
+{
+    struct engine *engine = drain->engine;
+    struct reason reason = {""};
+    const char *why = "no other sub-host of the guest has room, and its main host has none either";
+
+    log_warn("sub-host '%s' is short of memory, but cannot be relieved: %s",
+             engine->config.subhost[from].name, why);
+    int err = pull_tell(chunk_mover_puller(drain->mover), from, "region-refuse",
+                        json_pack("{s:I, s:s}", "offset",
+                                  (json_int_t)((slab << engine->map->slab_shift) * CHUNK_BYTES),
+                                  "reason", why),
+                        &reason);
+    if (err) {
+        log_debug("sub-host '%s': %s", engine->config.subhost[from].name, reason.text);
+    }
+}
+
+/* Return: 0: it has the slab, or its refusal; -EAGAIN: later. */
+static int drain_slab(struct drain *drain, uint64_t slab, unsigned from)
+{
+    struct engine *engine = drain->engine;
+    uint64_t first = slab << engine->map->slab_shift;
+    uint64_t end = first + ((uint64_t)1 << engine->map->slab_shift);
+
+    end = end < engine->map->n_chunks ? end : engine->map->n_chunks;
+    for (uint64_t chunk = first; chunk < end; chunk++) {
+        if (engine_over(engine)) {
+            return -EAGAIN;
+        }
+        if (!drain_is_on(engine, chunk, from)) {
+            continue;
+        }
+        int err = drain_move(drain, chunk, from);
+        err = err == -ENOSPC ? drain_bring_back(drain, chunk, from) : err;
+        if (err == -ENOSPC) {
+            drain_refuse(drain, slab, from);
+            return 0;
+        }
+        if (err) {
+            return -EAGAIN;
+        }
+    }
+    if (chunk_forget(drain->mover, from, first, end) < 0) {
+        return -EAGAIN;
+    }
+    stats_add(&engine->stats.slabs_given_back, 1);
+    return 0;
+}
+
+/* ---- the thread ---- */
 
 /* Return: true if something is still to be done. */
 static bool drain_round(struct drain *drain)
 {
-    bool more = false;
+    struct engine *engine = drain->engine;
+    bool more = pull_settle(chunk_mover_puller(drain->mover));
 
-    for (unsigned i = 0; i < drain->engine->config.n_subhosts; i++) {
+    for (uint64_t slab = 0; slab < engine->map->n_slabs; slab++) {
+        uint8_t wanted = atomic_load_explicit(&drain->wanted[slab], memory_order_acquire);
+        if (wanted && drain_slab(drain, slab, wanted - 1u) == 0) {
+            atomic_compare_exchange_strong(&drain->wanted[slab], &wanted, 0);
+        }
+        more = more || atomic_load_explicit(&drain->wanted[slab], memory_order_acquire);
+    }
+    for (unsigned i = 0; i < engine->config.n_subhosts; i++) {
         uint64_t bit = (uint64_t)1 << (i % 64);
-        if (!drain_wanted(drain->engine, i)) {
+        if (!drain_is_asked(engine, i)) {
             drain->emptied[i / 64] &= ~bit;
         } else if (!(drain->emptied[i / 64] & bit)) {
             drain_subhost(drain, i);
             more = more || !(drain->emptied[i / 64] & bit);
         }
     }
-    return more;
+    return chunk_tidy(drain->mover) || more;
 }
 
 static void *drain_main(void *arg)
@@ -174,6 +336,7 @@ static void *drain_main(void *arg)
 
     pthread_mutex_lock(&drain->lock);
     while (!drain->stop) {
+        drain->kicked = false;
         pthread_mutex_unlock(&drain->lock);
         bool more = drain_round(drain);
         if (!more) {
@@ -184,8 +347,8 @@ static void *drain_main(void *arg)
         clock_gettime(CLOCK_REALTIME, &at);
         at.tv_sec += (at.tv_nsec + DRAIN_RETRY_MS * 1000000L) / 1000000000L;
         at.tv_nsec = (at.tv_nsec + DRAIN_RETRY_MS * 1000000L) % 1000000000L;
-        if (drain->stop) {
-            break;
+        if (drain->stop || drain->kicked) {
+            continue;
         }
         if (more) {
             pthread_cond_timedwait(&drain->changed, &drain->lock, &at);
@@ -203,45 +366,61 @@ static void drain_free(struct drain *drain)
     pthread_mutex_destroy(&drain->lock);
     pthread_cond_destroy(&drain->changed);
     free(drain->emptied);
+    free((void *)drain->wanted);
     free(drain);
+}
+
+int drain_prepare(struct engine *engine)
+{
+    struct drain *drain = calloc(1, sizeof(*drain));
+
+    if (!drain) {
+        return -ENOMEM;
+    }
+    drain->engine = engine;
+    drain->seed = (unsigned)units_now_us();
+    pthread_mutex_init(&drain->lock, NULL);
+    pthread_cond_init(&drain->changed, NULL);
+    drain->wanted = calloc(engine->map->n_slabs, sizeof(*drain->wanted));
+    drain->emptied = calloc(PAGEMAP_MAX_SUBHOSTS / 64 + 1, sizeof(*drain->emptied));
+    drain->mover = chunk_mover_new(engine);
+    engine->drain = drain;
+    return drain->wanted && drain->emptied && drain->mover ? 0 : -ENOMEM;
 }
 
 int drain_start(struct engine *engine)
 {
-    struct drain *drain = calloc(1, sizeof(*drain));
-    int err = -ENOMEM;
-
-    if (!drain) {
-        return err;
+    struct drain *drain = engine->drain;
+    pull_recover(engine);
+    for (unsigned i = 0; i < engine->config.n_subhosts; i++) {
+        if (pagemap_bit(engine->map->header->draining, i)) {
+            log_info("sub-host '%s' is being emptied", engine->config.subhost[i].name);
+            atomic_store(&engine->hosts[i].draining, true);
+        }
     }
-    drain->engine = engine;
-    pthread_mutex_init(&drain->lock, NULL);
-    pthread_cond_init(&drain->changed, NULL);
-    drain->mover = chunk_mover_new(engine);
-    drain->emptied = calloc(PAGEMAP_MAX_SUBHOSTS / 64 + 1, sizeof(*drain->emptied));
-    if (drain->mover && drain->emptied) {
-        err = engine_thread(&drain->thread, "drain", 0, drain_main, drain);
-    }
-    if (err < 0) {
-        drain_free(drain);
-        return err;
-    }
-    drain->started = true;
-    engine->drain = drain;
-    return 0;
+    int err = engine_thread(&drain->thread, "drain", 0, drain_main, drain);
+    drain->started = err == 0;
+    return err;
 }
 
 void drain_join(struct engine *engine)
 {
     struct drain *drain = engine->drain;
 
-    if (drain) {
+    if (drain && drain->started) {
         pthread_mutex_lock(&drain->lock);
         drain->stop = true;
         pthread_cond_signal(&drain->changed);
         pthread_mutex_unlock(&drain->lock);
         pthread_join(drain->thread, NULL);
-        drain_free(drain);
+        drain->started = false;
+    }
+}
+
+void drain_end(struct engine *engine)
+{
+    if (engine->drain) {
+        drain_free(engine->drain);
         engine->drain = NULL;
     }
 }
@@ -251,14 +430,13 @@ int engine_drain(struct engine *engine, unsigned subhost, bool drain, struct rea
     unsigned others = 0;
 
     for (unsigned i = 0; i < engine->config.n_subhosts; i++) {
-        others += i != subhost && !drain_wanted(engine, i);
+        others += i != subhost && !drain_is_asked(engine, i);
     }
     if (drain && !others) {
         return reason_set(reason, -ENOSPC, "the guest has no other sub-host that could take its pages");
     }
+    pagemap_set_bit(engine->map->header->draining, subhost, drain);
     atomic_store_explicit(&engine->hosts[subhost].draining, drain, memory_order_release);
-    pthread_mutex_lock(&engine->drain->lock);
-    pthread_cond_signal(&engine->drain->changed);
-    pthread_mutex_unlock(&engine->drain->lock);
+    drain_kick(engine);
     return 0;
 }

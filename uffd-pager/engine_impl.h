@@ -8,7 +8,8 @@
  *   pageout    writes cold pages to the sub-hosts, frees memory        pageout*.c
  *   prefetch   READs pages in that will be wanted soon                 engine_prefetch.c
  *   quiet      maps pages after the start, samples accesses, ages      engine_quiet.c
- *   drain      moves chunks away from a sub-host that is to be empty   engine_drain.c
+ *   drain      moves chunks away from a sub-host that is to be empty   engine_drain.c,
+ *              or wants memory back                                    chunk_*.c
  *   watch      marks pages as idle for page-out, has them unmapped     engine_watch.c
  *   subhost-N  (re)connects the others' links to one sub-host,         link_host.c
  *              tells the operator
@@ -211,9 +212,17 @@ void pageout_kick(struct engine *engine);
 void place_begin(struct engine *engine, bool fresh);
 
 /* ---- engine_drain.c ---- */
+/** drain_prepare() - before any thread runs that may call drain_want() */
+int drain_prepare(struct engine *engine);
+/** drain_start() - after link_hosts_start(), before pageout_start(): it says which sub-hosts take pages */
 int drain_start(struct engine *engine);
-/** drain_join() - end the thread and free */
 void drain_join(struct engine *engine);
+/** drain_end() - free, when the sub-hosts' threads have ended, too */
+void drain_end(struct engine *engine);
+/** drain_kick() - there is something to settle, to move or to tidy; any thread */
+void drain_kick(struct engine *engine);
+/** drain_want() - sub-host @index wants the slab at @offset (bytes) of its region back; any thread */
+void drain_want(struct engine *engine, unsigned index, uint64_t offset);
 
 /* ---- engine_prefetch.c ---- */
 int prefetch_start(struct engine *engine);

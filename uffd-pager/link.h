@@ -56,6 +56,12 @@ struct link_host {
     _Atomic unsigned up;     /* links that are connected */
     _Atomic uint64_t lost_pages; /* poisoned, not told yet */
     _Atomic uint64_t fence_us; /* an old WRITE may still land there: nothing new until then */
+    /* Pages it fetches from other sub-hosts (chunk_pull.c) */
+    _Atomic uint64_t write_fence_us; /* what fence_us is without regard to these */
+    _Atomic bool unsettled;          /* it may be copying something that was given up */
+    _Atomic bool leftovers;          /* it may hold copies of pages that are elsewhere */
+    _Atomic uint64_t pull_serial;    /* 0: ask */
+    _Atomic unsigned pulls;          /* under way */
     _Atomic bool draining; /* it is to be empty: nothing is sent there (engine_drain.c) */
     /* The room its region has: asked for by page-out, answered by the thread. */
     _Atomic bool ask;

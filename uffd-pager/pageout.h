@@ -145,6 +145,10 @@ static inline bool place_takes(const struct pageout *pageout, const struct pageo
            !atomic_load_explicit(&host->link.host->draining, memory_order_relaxed);
 }
 
+/** place_better() - is @room of sub-host @a worth more than @best of @b, by weight? */
+bool place_better(const struct engine_config *config, unsigned a, uint64_t room, unsigned b,
+                  uint64_t best);
+
 /** place_any() - is there a sub-host that takes pages? */
 bool place_any(const struct pageout *pageout);
 

@@ -83,9 +83,9 @@ static void place_draw(struct pageout *pageout)
     pick->since_us = pick->n ? pageout->now_us : 0;
 }
 
-/* Is @room of sub-host @a worth more than @best of @b?  One that does not tell comes last. */
-static bool place_better(const struct engine_config *config, unsigned a, uint64_t room, unsigned b,
-                         uint64_t best)
+/* One that does not tell comes last. */
+bool place_better(const struct engine_config *config, unsigned a, uint64_t room, unsigned b,
+                  uint64_t best)
 {
     uint64_t weight_a = config->subhost[a].weight ? config->subhost[a].weight : 1;
     uint64_t weight_b = config->subhost[b].weight ? config->subhost[b].weight : 1;

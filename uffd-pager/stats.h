@@ -32,6 +32,7 @@ struct stats {
     _Atomic uint64_t install_errors;
     _Atomic uint64_t slabs_placed; /* homes chosen */
     _Atomic uint64_t chunks_moved; /* from one sub-host to another */
+    _Atomic uint64_t slabs_given_back; /* that a sub-host short of memory has asked for */
     _Atomic uint64_t room_asked;   /* questions to sub-hosts for that */
     struct stats_histogram fault_us; /* page-in faults, from event to wake */
 };

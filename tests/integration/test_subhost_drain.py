@@ -47,6 +47,8 @@ def test_one_of_three_under_load():
         took = time.monotonic() - began
         during = (play("stats")["checks"] - before) / took
         assert controls[1].region(NAME)["stored"] == 0
+        pulled = sum(control.call("stats")["pulled_bytes"] for control in (controls[0], controls[2]))
+        assert pulled > held // 2, "the others fetch it by themselves: %d of %d" % (pulled, held)
         stats = play.play(1)
         assert stats["engine"]["lost_pages"] == 0 and stats["engine"]["chunks_moved"] >= 8, stats
         assert controls[1].region(NAME)["stored"] == 0, "nothing goes there any more"
@@ -72,8 +74,14 @@ def test_killed_while_moving():
             assert play("drain", turn % 2, 1)["err"] == 0
             eventually(lambda: play("stats")["engine"]["chunks_moved"] > moved + 1, "chunks are moving", 20)
             play("kill")
+            del play.events[:]
             play.start()
+            play("go")
+            eventually(lambda: play.event("SUBHOST_EMPTY"), "the next engine goes on with it", 30)
+            assert controls[turn % 2].region(NAME)["stored"] == 0, "nothing is left of what was cut short"
+            assert play("drain", turn % 2, 0)["err"] == 0
         play.check()
+        assert sum(control.call("stats")["pulled_bytes"] for control in controls)
         assert play("stats")["lost"] == 0, play.events
 
 
