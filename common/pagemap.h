@@ -21,7 +21,7 @@
  *   UNTOUCHED       nowhere: it reads as zero           fault: ZEROING -> LOCAL
  *   LOCAL           memfd only                          page-out: EVICTING -> REMOTE;
  *                                                       discard: -> UNTOUCHED
-*   REMOTE          place(s) of its chunk only         fault, prefetch: FETCHING -> CLEAN
+ *   REMOTE          place(s) of its chunk only          fault, prefetch: FETCHING -> CLEAN
  *                                                       (write fault: -> LOCAL); lost: -> LOST
  *   CLEAN           both, equal; write-protected        write fault: -> LOCAL;
  *                                                       page-out: DROPPING -> REMOTE, unsent

@@ -27,7 +27,9 @@
 #include <time.h>
 
 #include "common/nbd_client.h"
+#include "uffd-pager/backup.h"
 #include "uffd-pager/chunk_pull.h"
+#include "uffd-pager/homes.h"
 #include "uffd-pager/install.h"
 #include "uffd-pager/uffd_abi.h"
 
@@ -122,6 +124,9 @@ static int move_read(struct chunk_mover *mover, uint8_t place, uint64_t page, un
 {
     struct engine *engine = mover->engine;
 
+    if (place == PAGEMAP_BACKUP && engine->backup) {
+        return backup_read(engine->backup, mover->buffer, page, n) ? -ENOTCONN : 0;
+    }
     if (place >= engine->config.n_subhosts ||
         atomic_load_explicit(&engine->hosts[place].trouble_us, memory_order_relaxed)) {
         return -ENOTCONN;
@@ -139,9 +144,14 @@ static int move_read(struct chunk_mover *mover, uint8_t place, uint64_t page, un
 static int move_write(struct chunk_mover *mover, uint8_t place, uint64_t page, unsigned n,
                       bool contents)
 {
-    struct nbd_client *writer = move_writer(mover, place);
     uint32_t length = (uint32_t)(n * PAGE_BYTES);
 
+    if (place == PAGEMAP_BACKUP) {
+        struct backup *backup = mover->engine->backup;
+        return contents ? backup_write(backup, mover->buffer, page, n)
+                        : backup_punch(backup, page, n);
+    }
+    struct nbd_client *writer = move_writer(mover, place);
     if (!writer) {
         return -ENOTCONN;
     }
@@ -237,16 +247,28 @@ static void move_release(struct chunk_mover *mover, const struct layout_block *b
     }
 }
 
+/* Return: 0; -EIO: no place has all of it; another -errno: not now. */
+static int move_read_any(struct chunk_mover *mover, uint64_t chunk, uint64_t page, unsigned n)
+{
+    struct homes homes = homes_of(mover->engine, chunk);
+    unsigned missing = 0;
+
+    for (unsigned i = 0; i < homes.n; i++) {
+        int err = move_read(mover, homes.place[i], page, n);
+        if (!err) {
+            return 0;
+        }
+        missing += err == -EIO;
+    }
+    /* Page by page, one may have what the other has not. */
+    return missing && (missing == homes.n || n > 1) ? -EIO : -ENOTCONN;
+}
+
 static int move_run(struct chunk_mover *mover, uint64_t chunk, uint8_t to, uint64_t page,
                     unsigned n)
 {
-    const struct pagemap *map = mover->engine->map;
-    int err = move_read(mover, pagemap_home(map, chunk, 0), page, n);
+    int err = move_read_any(mover, chunk, page, n);
 
-    if (err && pagemap_home(map, chunk, 1) != PAGEMAP_NO_SUBHOST) {
-        int other = move_read(mover, pagemap_home(map, chunk, 1), page, n);
-        err = other == 0 || err != -EIO ? other : err;
-    }
     if (err == -EIO && n > 1) {
         err = 0;
         for (unsigned i = 0; i < n && !err; i++) {
@@ -295,9 +317,11 @@ static void move_end(struct engine *engine, uint64_t chunk)
 /* Return: a place of the chunk that another sub-host can fetch from; PAGEMAP_NO_SUBHOST: none. */
 static uint8_t move_source(const struct engine *engine, uint64_t chunk)
 {
-    for (unsigned copy = 0; copy < PAGEMAP_COPIES; copy++) {
-        uint8_t place = pagemap_home(engine->map, chunk, copy);
-        if (place < engine->config.n_subhosts &&
+    struct homes homes = homes_of(engine, chunk);
+
+    for (unsigned i = 0; i < homes.n; i++) {
+        uint8_t place = homes.place[i];
+        if (place != PAGEMAP_BACKUP && homes_good(engine, place) &&
             !atomic_load_explicit(&engine->hosts[place].trouble_us, memory_order_relaxed)) {
             return place;
         }
@@ -363,11 +387,14 @@ static int move_held(struct chunk_mover *mover, const struct layout_block *block
     if (err) {
         return err;
     }
+    uint8_t from = pagemap_home(engine->map, chunk, copy);
     bool settled = move_wait(mover, block, first, n, move_settle_once);
     err = settled ? move_copy(mover, chunk, to, n) : -EAGAIN;
     if (!err) {
         pagemap_set_home(engine->map, chunk, copy, to);
-        stats_add(&engine->stats.chunks_moved, 1);
+        stats_add(from < engine->config.n_subhosts ? &engine->stats.chunks_moved
+                                           : &engine->stats.chunks_copied,
+                  1);
     }
     move_release(mover, block, first, n);
     return err;
@@ -392,11 +419,11 @@ static unsigned move_take_run(struct engine *engine, uint64_t page, uint64_t end
     return n;
 }
 
-static int move_fetch_run(struct chunk_mover *mover, const struct layout_block *block, uint8_t from,
+static int move_fetch_run(struct chunk_mover *mover, const struct layout_block *block,
                           uint64_t page, unsigned n)
 {
     struct engine *engine = mover->engine;
-    int err = move_read(mover, from, page, n);
+    int err = move_read_any(mover, page_chunk(page), page, n);
 
     for (unsigned i = 0; i < n; i++) {
         if (err) {
@@ -412,7 +439,7 @@ static int move_fetch_run(struct chunk_mover *mover, const struct layout_block *
 
 /* CHUNK_MOVING is set: the chunk is to be in no place, and its pages are here. */
 static int move_home(struct chunk_mover *mover, const struct layout_block *block, uint64_t chunk,
-                     uint8_t from, unsigned n)
+                     unsigned n)
 {
     struct engine *engine = mover->engine;
     uint64_t first = chunk * CHUNK_PAGES;
@@ -420,14 +447,13 @@ static int move_home(struct chunk_mover *mover, const struct layout_block *block
 
     memset(mover->mine, 0, sizeof(mover->mine));
     memset(mover->pulled, 0, sizeof(mover->pulled));
-    if (pagemap_home(engine->map, chunk, 1) != PAGEMAP_NO_SUBHOST ||
-        !move_wait(mover, block, first, n, move_quiet_once)) {
+    if (!move_wait(mover, block, first, n, move_quiet_once)) {
         return -EAGAIN;
     }
     for (uint64_t page = first; page < first + n && !err;) {
         unsigned run = move_take_run(engine, page, first + n);
         if (run) {
-            err = move_fetch_run(mover, block, from, page, run);
+            err = move_fetch_run(mover, block, page, run);
         } else if (pagemap_get(engine->map, page) == PAGE_REMOTE) {
             err = -ENOSPC;
         }
@@ -440,6 +466,7 @@ static int move_home(struct chunk_mover *mover, const struct layout_block *block
         err = mover->mine[i] ? -EAGAIN : 0; /* some could not be installed */
     }
     if (!err) {
+        pagemap_set_home(engine->map, chunk, 1, (uint8_t)PAGEMAP_NO_SUBHOST);
         pagemap_set_home(engine->map, chunk, 0, (uint8_t)PAGEMAP_NO_SUBHOST);
     }
     move_release(mover, block, first, n);
@@ -460,13 +487,18 @@ int chunk_move(struct chunk_mover *mover, uint64_t chunk, unsigned copy, uint8_t
     }
     uint64_t end = first + CHUNK_PAGES < page_end(block) ? first + CHUNK_PAGES : page_end(block);
     unsigned n = (unsigned)(end - first);
-    uint8_t from = pagemap_home(engine->map, chunk, copy);
-    int err = to == PAGEMAP_NO_SUBHOST ? move_home(mover, block, chunk, from, n)
+    struct homes before = homes_of(engine, chunk);
+    int err = to == PAGEMAP_NO_SUBHOST ? move_home(mover, block, chunk, n)
                                        : move_held(mover, block, chunk, copy, to, n);
+    struct homes now = homes_of(engine, chunk);
     /* Before page-out may choose the old place again. */
-    if (!err && from < engine->config.n_subhosts &&
-        !atomic_load_explicit(&engine->hosts[from].trouble_us, memory_order_relaxed)) {
-        move_write(mover, from, first, n, false);
+    for (unsigned i = 0; i < before.n && !err; i++) {
+        uint8_t from = before.place[i];
+        if (!homes_have(&now, from) &&
+            (from == PAGEMAP_BACKUP ||
+             !atomic_load_explicit(&engine->hosts[from].trouble_us, memory_order_relaxed))) {
+            move_write(mover, from, first, n, false);
+        }
     }
     if (to < engine->config.n_subhosts && !atomic_load(&engine->hosts[to].unsettled)) {
         move_tidy(mover, to, first, n, !err);

@@ -21,7 +21,7 @@ void chunk_mover_rest(struct chunk_mover *mover);
 
 /**
  * chunk_move() - have place @copy (0 or 1) of @chunk be @to, with all that is in the chunk's places now
- * @to: PAGEMAP_NO_SUBHOST: back to this host, if there is room to spare (for a chunk with one place only)
+ * @to: PAGEMAP_NO_SUBHOST: back to this host, if there is room to spare: it then has no place at all
  * The place it had is trimmed, if it answers.
  * Return: 0; -ENOSPC: @to has no room; -EBUSY: somebody else moves the chunk; another -errno: not now.
  */

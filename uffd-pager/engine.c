@@ -18,6 +18,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "uffd-pager/backup.h"
+#include "uffd-pager/homes.h"
 #include "uffd-pager/install.h"
 #include "uffd-pager/uffd_abi.h"
 
@@ -103,6 +105,7 @@ static void engine_defaults(struct engine_config *config)
 
 static void engine_free(struct engine *engine)
 {
+    backup_close(engine->backup);
     predictor_free(engine->predictor);
     sweep_free(engine->sweep);
     free((void *)engine->chunk_resident);
@@ -246,6 +249,7 @@ static void engine_stop_threads(struct engine *engine)
 {
     atomic_store_explicit(&engine->stop, true, memory_order_release);
     drain_join(engine);
+    repair_join(engine);
     quiet_join(engine);
     watch_join(engine);
     prefetch_join(engine);
@@ -261,6 +265,7 @@ static void engine_stop_threads(struct engine *engine)
         fault_free(engine, i);
     }
     pageout_free(engine);
+    repair_free(engine);
     link_hosts_stop(engine);
     drain_end(engine);
 }
@@ -271,6 +276,7 @@ static int engine_start_threads(struct engine *engine, bool premap)
 
     err = err < 0 ? err : link_hosts_start(engine);
     err = err < 0 ? err : drain_start(engine);
+    err = err < 0 ? err : repair_start(engine, !premap);
     err = err < 0 ? err : watch_start(engine);
     err = err < 0 ? err : pageout_start(engine);
     err = err < 0 ? err : prefetch_start(engine);
@@ -297,7 +303,11 @@ int engine_start(struct engine **result, const struct engine_config *config, boo
     if (err < 0 || !engine) {
         return err;
     }
-    if (recover) {
+    if (config->redundancy == ENGINE_REDUNDANCY_BACKUP) {
+        err = backup_open(&engine->backup, config->backup, config->layout->flat_size, recover,
+                          reason);
+    }
+    if (err == 0 && recover) {
         err = recover_map(engine, reason);
     }
     engine_count_resident(engine);
@@ -434,8 +444,9 @@ static json_t *engine_subhosts(struct engine *engine)
     for (unsigned i = 0; i < engine->config.n_subhosts; i++) {
         struct link_host *host = &engine->hosts[i];
         json_array_append_new(
-            array, json_pack("{s:I, s:I, s:b, s:b}", "pages", (json_int_t)pages[i], "remote",
-                             (json_int_t)remote[i], "draining", atomic_load(&host->draining),
+            array, json_pack("{s:I, s:I, s:I, s:b, s:b}", "pages", (json_int_t)pages[i], "remote",
+                             (json_int_t)remote[i], "at_risk",
+                             (json_int_t)(homes_at_risk(engine, i) / PAGE_BYTES), "draining", atomic_load(&host->draining),
                              "connected",
                              atomic_load(&host->up) > 0 && !atomic_load(&host->trouble_us)));
     }

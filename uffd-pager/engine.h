@@ -30,6 +30,13 @@ enum engine_loss {
     ENGINE_LOSS_PAUSE,  /* the whole guest is stopped until the sub-host is back */
 };
 
+/* Where the copy of a page that has left is to be beside its sub-host (homes.h). */
+enum engine_redundancy {
+    ENGINE_REDUNDANCY_NONE,
+    ENGINE_REDUNDANCY_REPLICA, /* on another sub-host */
+    ENGINE_REDUNDANCY_BACKUP,  /* in a file on this host */
+};
+
 struct engine_subhost {
     char name[64];
     struct endpoint data;
@@ -62,6 +69,8 @@ struct engine_config {
     unsigned sample_period_ms; /* access sampling on this host; 0: off */
     unsigned lost_after_ms;  /* a sub-host unreachable for so long is lost */
     enum engine_loss lost_action;
+    enum engine_redundancy redundancy;
+    char backup[512]; /* the file, for ENGINE_REDUNDANCY_BACKUP; it stays when the engine stops */
     /*
      * Ask QEMU to zap ranges (HANDOFF_ZAP), wait until it has.  Any engine thread.
      * Return: 0, or -ENOTCONN/-ETIMEDOUT: then sampling pauses, nothing else suffers.

@@ -69,6 +69,7 @@ static bool drain_may_take(const struct engine *engine, unsigned index)
 
     return !drain_is_asked(engine, index) &&
            !atomic_load_explicit(&host->trouble_us, memory_order_relaxed) &&
+           !atomic_load_explicit(&host->unclean, memory_order_acquire) &&
            units_now_us() >= atomic_load_explicit(&host->fence_us, memory_order_acquire);
 }
 
@@ -141,6 +142,10 @@ static int drain_move(struct drain *drain, uint64_t chunk, unsigned from)
     uint8_t other = pagemap_home(map, chunk, 1 - copy);
     int to;
 
+    /* With no other sub-host that stays, one copy must do until there is (homes.h). */
+    if (homes_wanted(drain->engine) == 1 && homes_drop(drain->engine, chunk, (uint8_t)from)) {
+        return 0;
+    }
     without[from] = true;
     if (other < drain->engine->config.n_subhosts) {
         without[other] = true;

@@ -10,6 +10,8 @@
  *   quiet      maps pages after the start, samples accesses, ages      engine_quiet.c
  *   drain      moves chunks away from a sub-host that is to be empty   engine_drain.c,
  *              or wants memory back                                    chunk_*.c
+ *   repair     makes missing second copies                             engine_repair.c
+ *   backup     writes second copies to a file                          backup.c
  *   watch      marks pages as idle for page-out, has them unmapped     engine_watch.c
  *   subhost-N  (re)connects the others' links to one sub-host,         link_host.c
  *              tells the operator
@@ -59,12 +61,14 @@
 #define CHUNK_MOVING 0x10u  /* on its way to another sub-host: do not page out (chunk_move.c) */
 #define CHUNK_MAP 0x08u     /* accessed after the zap: map the rest of it */
 
+struct backup;
 struct fault_thread;
 struct drain;
 struct pageout;
 struct prefetch;
 struct quiet;
 struct trim;
+struct repair;
 
 struct engine {
     struct engine_config config;
@@ -106,6 +110,8 @@ struct engine {
     _Atomic unsigned n_fault;
     struct pageout *pageout;
     struct drain *drain;
+    struct repair *repair; /* NULL: no redundancy */
+    struct backup *backup; /* NULL: none */
     pthread_mutex_t move_lock; /* held while CHUNK_MOVING is set, and while a batch begins */
     struct prefetch *prefetch;
     struct quiet *quiet;
@@ -223,6 +229,14 @@ void drain_end(struct engine *engine);
 void drain_kick(struct engine *engine);
 /** drain_want() - sub-host @index wants the slab at @offset (bytes) of its region back; any thread */
 void drain_want(struct engine *engine, unsigned index, uint64_t offset);
+
+/* ---- engine_repair.c ---- */
+/** @recover: an earlier worker's WRITEs may still be on their way */
+int repair_start(struct engine *engine, bool recover);
+void repair_join(struct engine *engine);
+void repair_free(struct engine *engine);
+/** repair_hint() - pages of @chunk cannot leave before its second copy is made; any thread */
+void repair_hint(struct engine *engine, uint64_t chunk);
 
 /* ---- engine_prefetch.c ---- */
 int prefetch_start(struct engine *engine);

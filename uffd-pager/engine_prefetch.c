@@ -15,6 +15,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include "uffd-pager/homes.h"
 #include "uffd-pager/install.h"
 #include "uffd-pager/uffd_abi.h"
 
@@ -103,6 +104,16 @@ static int prefetch_poll(struct link *link, uint32_t length, const void **conten
     return *contents != NULL;
 }
 
+/* Somebody may want the pages by now, and get them elsewhere if there is redundancy. */
+static bool prefetch_late(const struct prefetch *prefetch, const struct link *link)
+{
+    uint64_t now = units_now_us();
+
+    return link_silent(link, now) ||
+           (prefetch->engine->config.redundancy != ENGINE_REDUNDANCY_NONE && link->owed &&
+            now > link->owed_us + LINK_LATE_US);
+}
+
 /* READ [page, page + n). Return: where the contents are, or NULL; then the link may be down. */
 static const void *prefetch_read(struct prefetch *prefetch, struct link *link, uint64_t page,
                                  unsigned n)
@@ -115,7 +126,7 @@ static const void *prefetch_read(struct prefetch *prefetch, struct link *link, u
     int rc = link_flush(link);
     while (rc == 0 || rc == -EAGAIN) {
         rc = prefetch_poll(link, length, &contents);
-        if (rc == 0 && (prefetch_over(prefetch) || link_silent(link, units_now_us()))) {
+        if (rc == 0 && (prefetch_over(prefetch) || prefetch_late(prefetch, link))) {
             rc = -ETIMEDOUT;
         }
     }
@@ -171,17 +182,31 @@ static unsigned prefetch_lock(struct engine *engine, const uint64_t *pages, size
     return locked;
 }
 
+/* The link to the first of the page's sub-hosts that is not in trouble; NULL: there is none. */
 static struct link *prefetch_link(struct prefetch *prefetch, uint64_t page)
 {
     struct engine *engine = prefetch->engine;
-    uint8_t host = atomic_load_explicit(&engine->map->subhost[page_chunk(page)],
-                                        memory_order_acquire);
+    struct homes homes = homes_of(engine, page_chunk(page));
 
-    if (host >= engine->config.n_subhosts) {
-        return NULL;
+    for (unsigned i = 0; i < homes.n; i++) {
+        struct link *link = &prefetch->links[homes.place[i]];
+        if (homes.place[i] == PAGEMAP_BACKUP) {
+            continue; /* nobody waits for it */
+        }
+        link_take(link);
+        if (link_up(link) && homes_good(engine, homes.place[i]) &&
+            (homes.n == 1 || !atomic_load(&engine->hosts[homes.place[i]].trouble_us))) {
+            return link;
+        }
     }
-    link_take(&prefetch->links[host]);
-    return link_up(&prefetch->links[host]) ? &prefetch->links[host] : NULL;
+    return NULL;
+}
+
+static bool prefetch_is_there(const struct engine *engine, uint64_t page, const struct link *link)
+{
+    struct homes homes = homes_of(engine, page_chunk(page));
+
+    return homes_have(&homes, (uint8_t)link->host->index);
 }
 
 static int prefetch_compare(const void *a, const void *b)
@@ -211,7 +236,7 @@ static void prefetch_around(struct prefetch *prefetch, uint64_t page)
             continue;
         }
         /* The chunk may have moved before its pages were locked; now it cannot. */
-        const void *contents = prefetch_link(prefetch, pages[at]) == link
+        const void *contents = prefetch_is_there(engine, pages[at], link)
                                    ? prefetch_read(prefetch, link, pages[at], run)
                                    : NULL;
         uint64_t waited = prefetch_install(engine, block, pages[at], run, contents);

@@ -3,6 +3,7 @@
 #ifndef UFFD_PAGER_FAULT_H
 #define UFFD_PAGER_FAULT_H
 
+#include "uffd-pager/homes.h"
 #include "uffd-pager/install.h"
 
 #define FAULT_SLOTS 256u  /* READs under way, of one thread */
@@ -17,6 +18,7 @@ struct fault_request {
     uint64_t began_us;
     uint32_t generation; /* of the slot, in the cookie: an answer to something else is not ours */
     uint16_t host;
+    uint16_t missing; /* a place that does not have it; PAGEMAP_NO_SUBHOST: none yet */
     uint16_t next; /* in the free list */
     bool used;
     bool sent; /* on the connection that is up now */
@@ -43,6 +45,8 @@ struct fault_thread {
     uint64_t now_us; /* as of the beginning of this turn of the loop */
 
     struct link *links; /* [n_subhosts] */
+    unsigned *given_up; /* [n_subhosts] answers that are owed, and not waited for any more */
+    uint8_t *page;      /* for one from the backup */
     struct fault_request slot[FAULT_SLOTS];
     uint16_t free_slot;
     unsigned in_flight;

@@ -4,12 +4,17 @@
  *
  * A READ's cookie is its slot and the slot's generation.  A connection that breaks is replaced, and
  * what was owed on it is asked again; to read a page that only we may change is idempotent.
+ *
+ * A chunk may have two places.  The first that is well is asked; the other one if that does not have
+ * the page, is not connected, or has been silent for LINK_LATE_US while it owes answers.  An answer
+ * that comes all the same is thrown away.
  */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 
+#include "uffd-pager/backup.h"
 #include "uffd-pager/fault.h"
 #include "uffd-pager/uffd_abi.h"
 
@@ -56,9 +61,102 @@ static void fetch_send(struct fault_thread *thread, struct fault_request *slot)
     }
 }
 
+static void fetch_done(struct fault_thread *thread, struct fault_request *slot,
+                       const void *contents);
+
+static bool fetch_is_late(const struct fault_thread *thread, uint8_t place)
+{
+    const struct link *link = &thread->links[place];
+
+    return link->owed && thread->now_us > link->owed_us + LINK_LATE_US;
+}
+
+static bool fetch_is_well(const struct fault_thread *thread, uint8_t place)
+{
+    return homes_good(thread->engine, place) && link_up(&thread->links[place]) &&
+           !fetch_is_late(thread, place);
+}
+
+/*
+ * Where to read a page: sub-hosts that are well, in order, then the backup, then the first that does
+ * not lack it.  Return: PAGEMAP_NO_SUBHOST: no place has it.
+ */
+static uint8_t fetch_choose(const struct fault_thread *thread, const struct homes *homes,
+                            uint16_t missing)
+{
+    uint8_t otherwise = PAGEMAP_NO_SUBHOST;
+
+    for (unsigned i = 0; i < homes->n; i++) {
+        if (homes->place[i] != PAGEMAP_BACKUP && homes->place[i] != missing &&
+            fetch_is_well(thread, homes->place[i])) {
+            return homes->place[i];
+        }
+    }
+    for (unsigned i = homes->n; i-- > 0;) {
+        if (homes->place[i] != missing) {
+            otherwise = otherwise == PAGEMAP_BACKUP ? otherwise : homes->place[i];
+        }
+    }
+    return otherwise;
+}
+
+/* Is there any use in waiting for one of the places that may have the page? */
+static bool fetch_give_up(const struct fault_thread *thread, const struct homes *homes,
+                          uint16_t missing)
+{
+    bool all = true;
+
+    for (unsigned i = 0; i < homes->n; i++) {
+        uint8_t place = homes->place[i];
+        if (place != missing && (place == PAGEMAP_BACKUP || link_up(&thread->links[place]) ||
+                                 !link_give_up(&thread->engine->hosts[place]))) {
+            all = false;
+        }
+    }
+    return all;
+}
+
+static void fetch_from_backup(struct fault_thread *thread, struct fault_request *slot)
+{
+    slot->host = PAGEMAP_BACKUP;
+    slot->sent = false;
+    if (backup_read(thread->engine->backup, thread->page, slot->page, 1) < 0) {
+        log_error("the backup cannot be read");
+        slot->missing = PAGEMAP_BACKUP;
+        return; /* looked at again in a moment */
+    }
+    stats_add(&thread->engine->stats.fell_over, 1);
+    fetch_done(thread, slot, thread->page);
+}
+
+/* Ask the best place there is now for a page that nobody has been asked for. */
+static void fetch_route(struct fault_thread *thread, struct fault_request *slot)
+{
+    struct homes homes = homes_of(thread->engine, page_chunk(slot->page));
+    uint8_t place = fetch_choose(thread, &homes, slot->missing);
+
+    if (place == PAGEMAP_NO_SUBHOST) {
+        if (homes.n == 0) {
+            log_error("a page is on a sub-host that nobody knows");
+        }
+        fetch_lost(thread, slot, true);
+    } else if (place == PAGEMAP_BACKUP) {
+        fetch_from_backup(thread, slot);
+    } else {
+        slot->host = place;
+        if (fetch_give_up(thread, &homes, slot->missing)) {
+            fetch_lost(thread, slot, false);
+            return;
+        }
+        fetch_send(thread, slot);
+        if (slot->sent && homes.n > 1 && place != homes.place[0]) {
+            stats_add(&thread->engine->stats.fell_over, 1);
+        }
+    }
+}
+
 void fetch_begin(struct fault_thread *thread, uint64_t page, bool write, uint64_t began_us)
 {
-    struct engine *engine = thread->engine;
     struct fault_request *slot = &thread->slot[thread->free_slot];
 
     thread->free_slot = slot->next;
@@ -68,16 +166,9 @@ void fetch_begin(struct fault_thread *thread, uint64_t page, bool write, uint64_
     slot->page = page;
     slot->write = write;
     slot->began_us = began_us;
-    slot->host =
-        atomic_load_explicit(&engine->map->subhost[page_chunk(page)], memory_order_relaxed);
-    if (slot->host >= engine->config.n_subhosts) {
-        log_error("a page is on a sub-host that nobody knows");
-        fetch_lost(thread, slot, true);
-    } else if (!link_up(&thread->links[slot->host]) && link_give_up(&engine->hosts[slot->host])) {
-        fetch_lost(thread, slot, false);
-    } else {
-        fetch_send(thread, slot);
-    }
+    slot->missing = PAGEMAP_NO_SUBHOST;
+    slot->host = PAGEMAP_NO_SUBHOST;
+    fetch_route(thread, slot);
 }
 
 static void fetch_done(struct fault_thread *thread, struct fault_request *slot, const void *contents)
@@ -100,6 +191,47 @@ static void fetch_done(struct fault_thread *thread, struct fault_request *slot, 
     prefetch_push(engine, page);
 }
 
+/* An answer that is not waited for any more. Return: as fetch_reply(). */
+static int fetch_reply_late(struct fault_thread *thread, struct link *link,
+                            const struct link_reply *reply)
+{
+    unsigned *given_up = &thread->given_up[link->host->index];
+    uint32_t length = reply->error ? 0 : (uint32_t)PAGE_BYTES;
+
+    if (!*given_up) {
+        return -EPROTO;
+    }
+    if (length && !link_payload(link, length)) {
+        return 0;
+    }
+    --*given_up;
+    link_consume(link, length, true, thread->now_us);
+    return 1;
+}
+
+/* The place does not have the page. */
+static void fetch_missing(struct fault_thread *thread, struct fault_request *slot)
+{
+    struct engine *engine = thread->engine;
+    struct homes homes = homes_of(engine, page_chunk(slot->page));
+    bool expected = homes_have(&homes, (uint8_t)slot->host);
+
+    if (homes.n < 2 && (expected || homes.n == 0)) {
+        fetch_lost(thread, slot, true);
+        return;
+    }
+    if (expected && slot->missing == PAGEMAP_NO_SUBHOST) {
+        atomic_store_explicit(&engine->hosts[slot->host].gone, true, memory_order_release);
+    }
+    if (expected && slot->missing != PAGEMAP_NO_SUBHOST) {
+        fetch_lost(thread, slot, true);
+        return;
+    }
+    slot->missing = expected ? slot->host : slot->missing;
+    slot->generation++;
+    fetch_route(thread, slot);
+}
+
 /* Return: 1 if a reply was used, 0 if there is none whole, -errno if the connection is no good. */
 static int fetch_reply(struct fault_thread *thread, struct link *link)
 {
@@ -112,11 +244,11 @@ static int fetch_reply(struct fault_thread *thread, struct link *link)
     struct fault_request *slot = &thread->slot[reply.cookie & 0xffff & (FAULT_SLOTS - 1)];
     if (!slot->used || !slot->sent || reply.cookie != fetch_cookie(thread, slot) ||
         slot->host != link->host->index) {
-        return -EPROTO;
+        return fetch_reply_late(thread, link, &reply);
     }
     if (reply.error == -EIO) {
         link_consume(link, 0, true, thread->now_us);
-        fetch_lost(thread, slot, true);
+        fetch_missing(thread, slot);
         return 1;
     }
     if (reply.error < 0) {
@@ -134,6 +266,7 @@ static int fetch_reply(struct fault_thread *thread, struct link *link)
 static void fetch_broken(struct fault_thread *thread, struct link *link, int err)
 {
     link_broken(link, strerror(-err), thread->now_us);
+    thread->given_up[link->host->index] = 0;
     for (unsigned i = 0; i < FAULT_SLOTS; i++) {
         if (thread->slot[i].used && thread->slot[i].host == link->host->index) {
             thread->slot[i].sent = false;
@@ -198,17 +331,27 @@ void fetch_flush(struct fault_thread *thread)
     }
 }
 
-static void fetch_attend_host(struct fault_thread *thread, struct link *link)
+/* Is the place that was asked silent, and is there one that is well? */
+static bool fetch_could_fall_over(const struct fault_thread *thread,
+                                  const struct fault_request *slot)
+{
+    struct homes homes = homes_of(thread->engine, page_chunk(slot->page));
+
+    return fetch_is_late(thread, (uint8_t)slot->host) &&
+           fetch_choose(thread, &homes, slot->missing) != slot->host;
+}
+
+static void fetch_attend_slots(struct fault_thread *thread)
 {
     for (unsigned i = 0; i < FAULT_SLOTS; i++) {
         struct fault_request *slot = &thread->slot[i];
-        if (!slot->used || slot->host != link->host->index || slot->sent) {
-            continue;
+        if (slot->used && slot->sent && fetch_could_fall_over(thread, slot)) {
+            thread->given_up[slot->host]++;
+            slot->generation++;
+            slot->sent = false;
         }
-        if (!link_up(link) && link_give_up(link->host)) {
-            fetch_lost(thread, slot, false);
-        } else {
-            fetch_send(thread, slot);
+        if (slot->used && !slot->sent) {
+            fetch_route(thread, slot);
         }
     }
 }
@@ -239,8 +382,8 @@ void fetch_attend(struct fault_thread *thread)
         if (link_silent(link, thread->now_us)) {
             fetch_broken(thread, link, -ETIMEDOUT);
         }
-        fetch_attend_host(thread, link);
     }
+    fetch_attend_slots(thread);
 }
 
 int fetch_open(struct fault_thread *thread)
@@ -249,7 +392,9 @@ int fetch_open(struct fault_thread *thread)
     unsigned n = engine->config.n_subhosts;
 
     thread->links = calloc(n ? n : 1, sizeof(*thread->links));
-    if (!thread->links) {
+    thread->given_up = calloc(n + 1, sizeof(*thread->given_up));
+    thread->page = engine_buffer(PAGE_BYTES);
+    if (!thread->links || !thread->given_up || !thread->page) {
         return -ENOMEM;
     }
     for (unsigned i = 0; i < n; i++) {
@@ -277,5 +422,7 @@ void fetch_close(struct fault_thread *thread)
         link_close(&thread->links[i]);
     }
     free(thread->links);
+    free(thread->given_up);
+    engine_buffer_free(thread->page, PAGE_BYTES);
     thread->links = NULL;
 }

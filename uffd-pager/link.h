@@ -32,11 +32,14 @@
 
 #include "common/control.h"
 #include "common/nbd_client.h"
+#include "common/units.h"
 
 struct engine;
 struct link;
 
 #define LINK_ROOM_UNKNOWN UINT64_MAX
+#define LINK_TELL_US 500000u /* trouble shorter than this is only logged */
+#define LINK_LATE_US 250000u /* silence for so long: ask the chunk's other place, if it has one */
 
 struct link_host {
     struct engine *engine;
@@ -62,6 +65,10 @@ struct link_host {
     _Atomic bool leftovers;          /* it may hold copies of pages that are elsewhere */
     _Atomic uint64_t pull_serial;    /* 0: ask */
     _Atomic unsigned pulls;          /* under way */
+    _Atomic bool gone;     /* it answers, and has lost pages: its copies are worth nothing */
+    _Atomic bool unclean;  /* it was dropped, and is trimmed before it is used again (engine_repair.c) */
+    _Atomic bool stale;    /* page-out's connection broke under WRITEs, and there is no new one */
+    _Atomic uint64_t stale_us; /* those WRITEs may still land there until then */
     _Atomic bool draining; /* it is to be empty: nothing is sent there (engine_drain.c) */
     /* The room its region has: asked for by page-out, answered by the thread. */
     _Atomic bool ask;
@@ -191,6 +198,13 @@ bool link_give_up(struct link_host *host);
 static inline bool link_host_lost(const struct link_host *host)
 {
     return atomic_load_explicit(&host->lost, memory_order_acquire);
+}
+
+/** link_stale() - may WRITEs of a connection that is no more still take effect there?  Any thread. */
+static inline bool link_stale(const struct link_host *host)
+{
+    return atomic_load_explicit(&host->stale, memory_order_acquire) ||
+           units_now_us() < atomic_load_explicit(&host->stale_us, memory_order_acquire);
 }
 
 #endif

@@ -11,13 +11,13 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "uffd-pager/homes.h"
 #include "uffd-pager/install.h"
 #include "uffd-pager/uffd_abi.h"
 
 #define LINK_STAGING (1u << 20) /* of an RDMA connection */
 #define LINK_JUDGE_MS 50u
 #define LINK_ROOM_MS 500 /* for an answer about room */
-#define LINK_TELL_US 500000u /* trouble shorter than this is only logged */
 #define LINK_GATHER_US 200000u /* lost pages come in crowds: count for a while, tell once */
 #define LINK_TELL_PAGES_US 1000000u
 #define LINK_HANDSHAKE_MAX_MS 3000
@@ -102,13 +102,26 @@ static void link_demote_chunk(struct engine *engine, uint64_t chunk)
     }
 }
 
+/* Has it copies of the chunk, and no other place that can be counted on? */
+static bool link_has_alone(const struct link_host *host, uint64_t chunk)
+{
+    struct homes homes = homes_of(host->engine, chunk);
+    bool alone = homes_have(&homes, (uint8_t)host->index);
+
+    for (unsigned i = 0; i < homes.n; i++) {
+        uint8_t place = homes.place[i];
+        alone = alone && (place == host->index || !homes_good(host->engine, place) ||
+                          (place != PAGEMAP_BACKUP && atomic_load(&host->engine->hosts[place].refused)));
+    }
+    return alone;
+}
+
 static void link_demote(struct link_host *host)
 {
     struct engine *engine = host->engine;
 
     for (uint64_t chunk = 0; chunk < engine->map->n_chunks && !engine_over(engine); chunk++) {
-        if (atomic_load_explicit(&engine->map->subhost[chunk], memory_order_relaxed) ==
-                host->index &&
+        if (link_has_alone(host, chunk) &&
             atomic_load_explicit(&engine->chunk_resident[chunk], memory_order_relaxed)) {
             link_demote_chunk(engine, chunk);
         }
@@ -224,7 +237,8 @@ static void link_judge(struct link_host *host, const char *why, uint64_t now_us)
             [ENGINE_LOSS_PAUSE] = "the guest is stopped when it touches a page there"};
         log_error("sub-host '%s' is lost: it has not answered for %u ms; %s",
                   link_subhost(host)->name, engine->config.lost_after_ms,
-                  then[engine->config.lost_action]);
+                  engine->config.redundancy ? "what it had is read elsewhere, and copied again"
+                                            : then[engine->config.lost_action]);
         atomic_store_explicit(&host->lost, true, memory_order_release);
         link_kick_all(host);
     }

@@ -23,14 +23,6 @@
 #define PAGEOUT_RX 4096u
 #define PAGEOUT_POLL_KICK UINT64_MAX
 
-static struct pageout_host *pageout_host_of(struct pageout *pageout, uint64_t chunk)
-{
-    struct engine *engine = pageout->engine;
-    uint8_t index = atomic_load_explicit(&engine->map->subhost[chunk], memory_order_relaxed);
-
-    return index < engine->config.n_subhosts ? &pageout->hosts[index] : NULL;
-}
-
 static bool pageout_chunk_has(const struct engine *engine, uint64_t chunk, unsigned states)
 {
     uint64_t end = (chunk + 1) * CHUNK_PAGES;
@@ -53,7 +45,7 @@ static bool pageout_in_batch(const struct pageout *pageout, uint64_t chunk)
     return false;
 }
 
-/* May the chunk be given to another sub-host?  Only when its own holds nothing of it that counts. */
+/* May the chunk be given to other places?  Only when its own hold nothing of it that counts. */
 static bool pageout_may_move(const struct pageout *pageout, uint64_t chunk)
 {
     return !pageout_in_batch(pageout, chunk) &&
@@ -63,8 +55,7 @@ static bool pageout_may_move(const struct pageout *pageout, uint64_t chunk)
 /* A fence is lifted when a new connection has been good for long enough. */
 static bool pageout_fenced(struct pageout *pageout, uint64_t chunk)
 {
-    const struct pageout_host *host = pageout_host_of(pageout, chunk);
-
+    struct homes homes = homes_of(pageout->engine, chunk);
     uint8_t flags =
         atomic_load_explicit(&pageout->engine->chunk_flags[chunk], memory_order_acquire);
     if (flags & CHUNK_MOVING) {
@@ -73,29 +64,65 @@ static bool pageout_fenced(struct pageout *pageout, uint64_t chunk)
     if (!(flags & CHUNK_FENCED)) {
         return false;
     }
-    if (host && (!link_up(&host->link) ||
-                 pageout->now_us < host->link.connected_us + PAGEOUT_FENCE_US)) {
-        return true;
+    for (unsigned i = 0; i < homes.n; i++) {
+        const struct pageout_host *host = &pageout->hosts[homes.place[i]];
+        if (homes.place[i] != PAGEMAP_BACKUP &&
+            (!link_up(&host->link) ||
+             pageout->now_us < host->link.connected_us + PAGEOUT_FENCE_US)) {
+            return true;
+        }
     }
     atomic_fetch_and_explicit(&pageout->engine->chunk_flags[chunk], (uint8_t)~CHUNK_FENCED,
                               memory_order_relaxed);
     return false;
 }
 
+/* Do all of the chunk's places take pages, and are they as many as they should be? */
+static bool pageout_ready(struct pageout *pageout, const struct homes *homes, uint64_t chunk)
+{
+    if (homes->n < homes_wanted(pageout->engine)) {
+        if (homes->n) {
+            repair_hint(pageout->engine, chunk);
+        }
+        return false;
+    }
+    for (unsigned i = 0; i < homes->n; i++) {
+        if (homes->place[i] == PAGEMAP_BACKUP
+                ? !backup_takes(pageout->engine->backup)
+                : !place_takes(pageout, &pageout->hosts[homes->place[i]])) {
+            return false;
+        }
+    }
+    return homes->n > 0;
+}
+
+/* Has one of its places the chunk's CLEAN pages, as far as one can tell? */
+static bool pageout_has_copies(const struct pageout *pageout, const struct homes *homes)
+{
+    for (unsigned i = 0; i < homes->n; i++) {
+        if (homes->place[i] == PAGEMAP_BACKUP ||
+            link_up(&pageout->hosts[homes->place[i]].link)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 bool pageout_is_candidate(struct pageout *pageout, uint64_t chunk, bool room_somewhere)
 {
-    const struct pageout_host *host = pageout_host_of(pageout, chunk);
+    struct homes homes = homes_of(pageout->engine, chunk);
 
     if (pageout_fenced(pageout, chunk)) {
         return false;
     }
-    if (!host) {
+    if (homes.n == 0) {
         return room_somewhere;
     }
-    if (place_takes(pageout, host)) {
+    if (pageout_ready(pageout, &homes, chunk)) {
         return true;
     }
-    if (link_up(&host->link) && pageout_chunk_has(pageout->engine, chunk, 1u << PAGE_CLEAN)) {
+    if (pageout_has_copies(pageout, &homes) &&
+        pageout_chunk_has(pageout->engine, chunk, 1u << PAGE_CLEAN)) {
         return true;
     }
     return room_somewhere && pageout_may_move(pageout, chunk);
@@ -125,27 +152,49 @@ static void pageout_choose(struct pageout *pageout, int64_t want)
     pageout->cursor = PAGEOUT_NO_CHUNK;
 }
 
-struct pageout_host *pageout_assign(struct pageout *pageout, uint64_t chunk, bool *send)
+static uint8_t pageout_place(const struct pageout *pageout, const struct pageout_to *to, unsigned i)
+{
+    return i >= to->n     ? (uint8_t)PAGEMAP_NO_SUBHOST
+           : to->host[i] ? (uint8_t)(to->host[i] - pageout->hosts)
+                          : (uint8_t)PAGEMAP_BACKUP;
+}
+
+bool pageout_assign(struct pageout *pageout, uint64_t chunk, struct pageout_to *to)
 {
     struct engine *engine = pageout->engine;
-    struct pageout_host *host = pageout_host_of(pageout, chunk);
-    struct pageout_host *other;
+    struct homes homes = homes_of(engine, chunk);
 
-    *send = true;
-    if (host && place_takes(pageout, host)) {
-        return host;
+    if (pageout_ready(pageout, &homes, chunk)) {
+        to->n = homes.n;
+        for (unsigned i = 0; i < homes.n; i++) {
+            bool backup = homes.place[i] == PAGEMAP_BACKUP;
+            to->host[i] = backup ? NULL : &pageout->hosts[homes.place[i]];
+        }
+        return true;
     }
-    if ((!host || pageout_may_move(pageout, chunk)) &&
-        (other = place_chunk(pageout, chunk)) != NULL) {
-        if (host) {
+    if ((!homes.n || pageout_may_move(pageout, chunk)) && place_chunk(pageout, chunk, to)) {
+        if (homes.n) {
             trim_forget(engine, chunk);
         }
-        atomic_store_explicit(&engine->map->subhost[chunk], (uint8_t)(other - pageout->hosts),
-                              memory_order_release);
-        return other;
+        pagemap_set_home(engine->map, chunk, 1, PAGEMAP_NO_SUBHOST);
+        pagemap_set_home(engine->map, chunk, 0, pageout_place(pageout, to, 0));
+        pagemap_set_home(engine->map, chunk, 1, pageout_place(pageout, to, 1));
+        return true;
     }
-    *send = false;
-    return host && link_up(&host->link) ? host : NULL;
+    to->n = 0;
+    return pageout_has_copies(pageout, &homes);
+}
+
+enum pageout_turn pageout_turn_of(const struct pageout *pageout, const struct pageout_to *to)
+{
+    for (unsigned i = 0; i < to->n; i++) {
+        const struct pageout_host *host = to->host[i];
+        if (host && host->batches >= pageout->host_batches) {
+            return pageout->now_us < host->link.owed_us + PAGEOUT_SLOW_US ? PAGEOUT_WAIT
+                                                                          : PAGEOUT_SKIP;
+        }
+    }
+    return pageout->used < pageout->n_batches ? PAGEOUT_GO : PAGEOUT_WAIT;
 }
 
 static int64_t pageout_target(const struct pageout *pageout)
@@ -186,20 +235,15 @@ static bool pageout_step_locked(struct pageout *pageout)
     const struct layout_block *block = layout_by_flat(engine->layout, chunk * CHUNK_BYTES);
     uint64_t end = (chunk + 1) * CHUNK_PAGES;
     uint64_t most = engine->config.granule / PAGE_BYTES;
-    bool send;
+    struct pageout_to to;
     /* It was chosen a while ago: the connection may have broken since. */
-    bool fenced = pageout_fenced(pageout, chunk);
-    struct pageout_host *host = fenced ? NULL : pageout_assign(pageout, chunk, &send);
+    bool may = block && !pageout_fenced(pageout, chunk) && pageout_assign(pageout, chunk, &to);
+    enum pageout_turn turn = may ? pageout_turn_of(pageout, &to) : PAGEOUT_SKIP;
 
-    if (!host || !block) {
-        pageout->at_victim++;
-        pageout->cursor = PAGEOUT_NO_CHUNK;
-        return true;
+    if (turn == PAGEOUT_WAIT) {
+        return false;
     }
-    if (host->batches >= pageout->host_batches) {
-        if (pageout->now_us < host->link.owed_us + PAGEOUT_SLOW_US) {
-            return false;
-        }
+    if (turn == PAGEOUT_SKIP) {
         pageout->at_victim++;
         pageout->cursor = PAGEOUT_NO_CHUNK;
         return true;
@@ -208,7 +252,7 @@ static bool pageout_step_locked(struct pageout *pageout)
     most = most < PAGEOUT_BATCH_PAGES ? most : PAGEOUT_BATCH_PAGES;
     uint64_t first = pageout->cursor == PAGEOUT_NO_CHUNK ? chunk * CHUNK_PAGES : pageout->cursor;
     uint64_t n = end - first < most ? end - first : most;
-    batch_begin(pageout, host, first, (unsigned)n, send, UINT64_MAX);
+    batch_begin(pageout, &to, first, (unsigned)n, UINT64_MAX);
     pageout->cursor = first + n;
     if (pageout->cursor >= end) {
         pageout->at_victim++;
@@ -256,6 +300,10 @@ static void pageout_attend(struct pageout *pageout)
                                         .data.u64 = i};
             epoll_ctl(pageout->epoll, EPOLL_CTL_ADD, host->link.channel.fd, &event);
             host->full_us = 0;
+            if (atomic_load(&host->link.host->stale)) {
+                atomic_store(&host->link.host->stale_us, pageout->now_us + PAGEOUT_FENCE_US);
+                atomic_store(&host->link.host->stale, false);
+            }
         }
         if (link_silent(&host->link, pageout->now_us)) {
             batch_host_broken(pageout, host, "no answer");
@@ -279,6 +327,7 @@ static bool pageout_turn(struct pageout *pageout)
         pageout_fill(pageout);
     }
     place_tell(pageout, wanted);
+    busy |= batch_backup_events(pageout);
     for (unsigned i = 0; i < pageout->engine->config.n_subhosts; i++) {
         struct pageout_host *host = &pageout->hosts[i];
         if (link_up(&host->link) && (host->link.owed || host->send_first)) {
@@ -393,6 +442,7 @@ int pageout_start(struct engine *engine)
     atomic_store(&pageout->active, true);
     engine->pageout = pageout;
     int err = pageout_prepare(pageout);
+    err = err < 0 || !engine->backup ? err : backup_start(engine->backup, pageout->kick);
     err = err < 0 ? err : engine_thread(&pageout->thread, "pageout", 0, pageout_main, pageout);
     pageout->started = err == 0;
     return err;
@@ -407,6 +457,9 @@ void pageout_join(struct engine *engine)
         pthread_join(pageout->thread, NULL);
         pageout->started = false;
     }
+    if (engine->backup) {
+        backup_stop(engine->backup);
+    }
 }
 
 /* Batches under way are given up: their pages are LOCAL, or REMOTE as far as acknowledged. */
@@ -417,6 +470,7 @@ void pageout_free(struct engine *engine)
     if (!pageout) {
         return;
     }
+    batch_backup_events(pageout);
     for (unsigned i = 0; pageout->hosts && i < engine->config.n_subhosts; i++) {
         if (pageout->hosts[i].batches) {
             batch_host_broken(pageout, &pageout->hosts[i], "the engine stops");

@@ -3,6 +3,8 @@
 #ifndef UFFD_PAGER_PAGEOUT_H
 #define UFFD_PAGER_PAGEOUT_H
 
+#include "uffd-pager/backup.h"
+#include "uffd-pager/homes.h"
 #include "uffd-pager/install.h"
 
 #define PAGEOUT_BATCH_PAGES 64u /* pages that are busy together; a granule may be several batches */
@@ -22,8 +24,8 @@ enum pageout_fate {
     PAGEOUT_NOT_OURS,
     PAGEOUT_DROP,    /* CLEAN: the sub-host has it */
     PAGEOUT_ZERO,    /* nothing but zeros: will be UNTOUCHED */
-    PAGEOUT_SEND,    /* a WRITE is to be sent or under way */
-    PAGEOUT_STORED,  /* the sub-host has acknowledged it */
+    PAGEOUT_SEND,    /* WRITEs are to be sent or under way */
+    PAGEOUT_STORED,  /* all places have acknowledged it */
     PAGEOUT_REFUSED, /* stays LOCAL */
 };
 
@@ -32,7 +34,26 @@ struct pageout_host {
     unsigned batches;  /* under way */
     uint64_t full_us;      /* it refused a WRITE for want of room: nothing new until then */
     uint64_t full_wait_us; /* how long that was; 0: it was not so lately */
-    struct pageout_batch *send_first, *send_last; /* not wholly sent, in order */
+    struct pageout_leg *send_first, *send_last; /* not wholly sent, in order */
+};
+
+/* Where pages of a chunk are to go. */
+struct pageout_to {
+    unsigned n; /* 0: nothing may be sent, only CLEAN pages may go */
+    struct pageout_host *host[PAGEMAP_COPIES]; /* NULL: the backup */
+};
+
+/* A batch on its way to one of its places. */
+struct pageout_leg {
+    struct pageout_batch *batch;
+    struct pageout_host *host; /* NULL: the backup, by job */
+    struct pageout_leg *next;  /* in the host's list to send */
+    unsigned owed;             /* answers; none: this leg is over */
+    uint64_t answered;         /* bit i: the request that begins with page first + i */
+    uint64_t stored;           /* bit i: page first + i */
+    struct iovec iov[2 * PAGEOUT_BATCH_PAGES];
+    unsigned iov_n, iov_at;
+    struct backup_job job;
 };
 
 struct pageout_batch {
@@ -43,17 +64,16 @@ struct pageout_batch {
     uint64_t first;    /* page */
     unsigned n;        /* pages looked at, from first; TRIMs: runs */
     unsigned ours;     /* pages locked */
-    struct pageout_host *host;
-    unsigned owed;     /* answers */
+    bool failed;       /* TRIMs: not all were acknowledged */
+    unsigned n_legs;
+    struct pageout_leg leg[PAGEMAP_COPIES];
     uint8_t fate[PAGEOUT_BATCH_PAGES];
     uint8_t *contents; /* PAGEOUT_BATCH_PAGES pages */
+    unsigned n_requests;
     struct nbd_request request[PAGEOUT_BATCH_PAGES];
     struct {
         uint64_t first, end; /* pages */
     } trimmed[PAGEOUT_TRIM_RUNS];
-    struct iovec iov[2 * PAGEOUT_BATCH_PAGES];
-    unsigned iov_n, iov_at;
-    struct pageout_batch *next; /* in the host's list to send */
 };
 
 /* Sub-hosts that are being asked for room for the next slab. */
@@ -61,6 +81,7 @@ struct pageout_pick {
     uint64_t since_us; /* 0: none are */
     unsigned n;
     uint8_t host[ENGINE_MAX_CHOICES];
+    const struct pageout_host *without; /* not this one: it is the slab's other home */
 };
 
 struct pageout {
@@ -98,11 +119,13 @@ int64_t pageout_excess(const struct pageout *pageout);
 /** pageout_is_candidate() - may pages of @chunk leave now?  @room_somewhere: a sub-host takes pages */
 bool pageout_is_candidate(struct pageout *pageout, uint64_t chunk, bool room_somewhere);
 
-/**
- * pageout_assign() - where pages of @chunk are to go
- * Return: NULL: nowhere now; *send false: only CLEAN pages may go.
- */
-struct pageout_host *pageout_assign(struct pageout *pageout, uint64_t chunk, bool *send);
+/** pageout_assign() - where pages of @chunk are to go. Return: false: nowhere now. */
+bool pageout_assign(struct pageout *pageout, uint64_t chunk, struct pageout_to *to);
+
+enum pageout_turn { PAGEOUT_GO, PAGEOUT_WAIT, PAGEOUT_SKIP };
+
+/** pageout_turn_of() - may a batch begin, or are answers to be waited for, or is a place too slow for that? */
+enum pageout_turn pageout_turn_of(const struct pageout *pageout, const struct pageout_to *to);
 
 /* ---- pageout_sweep.c ---- */
 
@@ -113,13 +136,12 @@ void sweep_fill(struct pageout *pageout);
 
 /**
  * batch_begin() - lock, protect and read up to PAGEOUT_BATCH_PAGES pages from @first; begin to send
- * @send: false: only CLEAN pages may go, the sub-host takes nothing
  * @mask: bit i: page @first + i is meant
  * A batch that needs no answers is ended at once.
  * Return: pages that are leaving, 0 if there were none (then no batch is used).
  */
-unsigned batch_begin(struct pageout *pageout, struct pageout_host *host, uint64_t first, unsigned n,
-                     bool send, uint64_t mask);
+unsigned batch_begin(struct pageout *pageout, const struct pageout_to *to, uint64_t first,
+                     unsigned n, uint64_t mask);
 
 /** batch_host_events() - send and receive what can be, on one host. Return: true if something happened. */
 bool batch_host_events(struct pageout *pageout, struct pageout_host *host);
@@ -127,8 +149,12 @@ bool batch_host_events(struct pageout *pageout, struct pageout_host *host);
 /** batch_host_broken() - its connection is no good: what was not acknowledged stays */
 void batch_host_broken(struct pageout *pageout, struct pageout_host *host, const char *why);
 
-/** batch_new()/batch_queue() - for TRIMs: a free batch or NULL; send what its iov says */
-struct pageout_batch *batch_new(struct pageout *pageout, struct pageout_host *host, uint64_t chunk);
+/** batch_backup_events() - what the backup has written. Return: true if something happened. */
+bool batch_backup_events(struct pageout *pageout);
+
+/** batch_new()/batch_queue() - for TRIMs: a free batch or NULL; send its requests to all its hosts */
+struct pageout_batch *batch_new(struct pageout *pageout, const struct pageout_to *to,
+                                uint64_t chunk);
 void batch_queue(struct pageout_batch *batch);
 uint64_t batch_cookie(const struct pageout *pageout, const struct pageout_batch *batch,
                       unsigned index);
@@ -142,21 +168,23 @@ static inline bool place_takes(const struct pageout *pageout, const struct pageo
     return link_up(&host->link) && pageout->now_us >= host->full_us &&
            pageout->now_us >=
                atomic_load_explicit(&host->link.host->fence_us, memory_order_relaxed) &&
-           !atomic_load_explicit(&host->link.host->draining, memory_order_relaxed);
+           !atomic_load_explicit(&host->link.host->draining, memory_order_relaxed) &&
+           !atomic_load_explicit(&host->link.host->unclean, memory_order_acquire);
 }
 
 /** place_better() - is @room of sub-host @a worth more than @best of @b, by weight? */
 bool place_better(const struct engine_config *config, unsigned a, uint64_t room, unsigned b,
                   uint64_t best);
 
-/** place_any() - is there a sub-host that takes pages? */
+/** place_any() - are there as many places that take pages as a chunk is to have? */
 bool place_any(const struct pageout *pageout);
 
 /**
- * place_chunk() - a sub-host for pages of a chunk that has none, or none that counts, on its own
- * Return: the home of its slab, or a new one; NULL: none now, or not known yet: try again soon.
+ * place_chunk() - places for pages of a chunk that has none, or none that counts, on its own
+ * @to: the homes of its slab, or new ones
+ * Return: false: none now, or not known yet: try again soon.
  */
-struct pageout_host *place_chunk(struct pageout *pageout, uint64_t chunk);
+bool place_chunk(struct pageout *pageout, uint64_t chunk, struct pageout_to *to);
 
 /** place_tell() - tell the operator when all sub-hosts are full, and when there is room again */
 void place_tell(struct pageout *pageout, bool wanted);

@@ -9,9 +9,9 @@
  *   protect       one UFFDIO_WRITEPROTECT a run, mapped or not.  Who writes now waits (a WP fault, or
  *                 MINOR if it was not mapped), who reads a mapped page reads on.
  *   pread         the contents cannot change any more
- *   WRITE         to the sub-host; not for zeros, not for CLEAN pages
- *   answers       all of them
- *   punch         only what is acknowledged.  Readers who have it mapped lose it and fault.
+ *   WRITE         to all places of the chunk; not for zeros, not for CLEAN pages
+ *   answers       all of them, from all places
+ *   punch         only what all places have acknowledged.  Readers who have it mapped lose it and fault.
  *   unlock        -> REMOTE, or UNTOUCHED if it was all zeros
  *   wake          who was turned away meanwhile faults again, now MISSING
  *
@@ -22,6 +22,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <stddef.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -34,22 +35,38 @@ uint64_t batch_cookie(const struct pageout *pageout, const struct pageout_batch 
     return (uint64_t)batch->generation << 32 | (uint64_t)(batch - pageout->batch) << 8 | index;
 }
 
-struct pageout_batch *batch_new(struct pageout *pageout, struct pageout_host *host, uint64_t chunk)
+static void batch_legs(struct pageout_batch *batch, const struct pageout_to *to)
 {
-    if (host->batches >= pageout->host_batches) {
-        return NULL;
+    batch->n_legs = to->n;
+    for (unsigned i = 0; i < to->n; i++) {
+        struct pageout_leg *leg = &batch->leg[i];
+        leg->batch = batch;
+        leg->host = to->host[i];
+        leg->owed = leg->iov_n = leg->iov_at = 0;
+        leg->answered = leg->stored = 0;
+        if (leg->host) {
+            leg->host->batches++;
+        }
+    }
+}
+
+struct pageout_batch *batch_new(struct pageout *pageout, const struct pageout_to *to,
+                                uint64_t chunk)
+{
+    for (unsigned i = 0; i < to->n; i++) {
+        if (to->host[i] && to->host[i]->batches >= pageout->host_batches) {
+            return NULL;
+        }
     }
     for (unsigned i = 0; i < pageout->n_batches; i++) {
         struct pageout_batch *batch = &pageout->batch[i];
         if (!batch->used) {
             batch->used = true;
-            batch->trim = false;
-            batch->host = host;
+            batch->trim = batch->failed = false;
             batch->chunk = chunk;
-            batch->ours = 0;
-            batch->owed = batch->iov_n = batch->iov_at = 0;
+            batch->ours = batch->n_requests = 0;
             memset(batch->fate, PAGEOUT_NOT_OURS, sizeof(batch->fate));
-            host->batches++;
+            batch_legs(batch, to);
             pageout->used++;
             return batch;
         }
@@ -61,8 +78,22 @@ void batch_free(struct pageout *pageout, struct pageout_batch *batch)
 {
     batch->used = false;
     batch->generation++;
-    batch->host->batches--;
+    for (unsigned i = 0; i < batch->n_legs; i++) {
+        if (batch->leg[i].host) {
+            batch->leg[i].host->batches--;
+        }
+    }
     pageout->used--;
+}
+
+static bool batch_owed(const struct pageout_batch *batch)
+{
+    bool owed = false;
+
+    for (unsigned i = 0; i < batch->n_legs; i++) {
+        owed = owed || batch->leg[i].owed;
+    }
+    return owed;
 }
 
 static const struct layout_block *batch_block(const struct pageout *pageout,
@@ -161,12 +192,14 @@ static void batch_encode(struct pageout *pageout, struct pageout_batch *batch)
             continue;
         }
         uint32_t length = (uint32_t)((to - from) * PAGE_BYTES);
-        struct nbd_request *request = &batch->request[batch->owed++];
+        struct nbd_request *request = &batch->request[batch->n_requests++];
         nbd_encode_request(request, NBD_CMD_WRITE, 0, batch_cookie(pageout, batch, from),
                            (batch->first + from) * PAGE_BYTES, length);
-        batch->iov[batch->iov_n++] = (struct iovec){request, sizeof(*request)};
-        batch->iov[batch->iov_n++] =
-            (struct iovec){batch->contents + from * PAGE_BYTES, length};
+        for (unsigned i = 0; i < batch->n_legs; i++) {
+            struct pageout_leg *leg = &batch->leg[i];
+            leg->iov[leg->iov_n++] = (struct iovec){request, sizeof(*request)};
+            leg->iov[leg->iov_n++] = (struct iovec){batch->contents + from * PAGE_BYTES, length};
+        }
         from = to;
     }
 }
@@ -217,12 +250,28 @@ static void batch_punch(struct pageout *pageout, struct pageout_batch *batch,
     }
 }
 
+/* A page is STORED if all legs have stored it. */
+static void batch_judge(struct pageout_batch *batch)
+{
+    uint64_t stored = batch->n_legs ? UINT64_MAX : 0;
+
+    for (unsigned i = 0; i < batch->n_legs; i++) {
+        stored &= batch->leg[i].stored;
+    }
+    for (unsigned i = 0; i < batch->n; i++) {
+        if (batch->fate[i] == PAGEOUT_SEND && stored >> i & 1) {
+            batch->fate[i] = PAGEOUT_STORED;
+        }
+    }
+}
+
 static void batch_end(struct pageout *pageout, struct pageout_batch *batch)
 {
     const unsigned leave = 1u << PAGEOUT_DROP | 1u << PAGEOUT_ZERO | 1u << PAGEOUT_STORED;
     const unsigned stay = 1u << PAGEOUT_SEND | 1u << PAGEOUT_REFUSED;
     const struct layout_block *block = batch_block(pageout, batch);
 
+    batch_judge(batch);
     for (unsigned from = 0; from < batch->n;) {
         unsigned to = batch_run(batch, from, leave);
         if (to > from) {
@@ -244,28 +293,68 @@ static void batch_end(struct pageout *pageout, struct pageout_batch *batch)
 
 void batch_queue(struct pageout_batch *batch)
 {
-    struct pageout_host *host = batch->host;
-
-    batch->next = NULL;
-    if (host->send_last) {
-        host->send_last->next = batch;
-    } else {
-        host->send_first = batch;
+    for (unsigned i = 0; i < batch->n_legs; i++) {
+        struct pageout_leg *leg = &batch->leg[i];
+        struct pageout_host *host = leg->host;
+        leg->owed = batch->n_requests;
+        leg->next = NULL;
+        if (host && host->send_last) {
+            host->send_last->next = leg;
+        } else if (host) {
+            host->send_first = leg;
+        }
+        if (host) {
+            host->send_last = leg;
+        }
     }
-    host->send_last = batch;
 }
 
-unsigned batch_begin(struct pageout *pageout, struct pageout_host *host, uint64_t first, unsigned n,
-                     bool send, uint64_t mask)
+static void batch_to_backup(struct pageout *pageout, struct pageout_batch *batch)
 {
-    struct pageout_batch *batch = batch_new(pageout, host, page_chunk(first));
+    for (unsigned i = 0; i < batch->n_legs; i++) {
+        struct pageout_leg *leg = &batch->leg[i];
+        if (leg->host) {
+            continue;
+        }
+        leg->owed = 1;
+        leg->job = (struct backup_job){.contents = batch->contents, .first = batch->first};
+        for (unsigned page = 0; page < batch->n; page++) {
+            leg->job.pages |= (uint64_t)(batch->fate[page] == PAGEOUT_SEND) << page;
+        }
+        backup_push(pageout->engine->backup, &leg->job);
+    }
+}
+
+bool batch_backup_events(struct pageout *pageout)
+{
+    struct backup *backup = pageout->engine->backup;
+    struct backup_job *job;
+    bool busy = false;
+
+    while (backup && (job = backup_done(backup)) != NULL) {
+        struct pageout_leg *leg =
+            (struct pageout_leg *)((char *)job - offsetof(struct pageout_leg, job));
+        leg->stored = job->written;
+        leg->owed = 0;
+        if (!batch_owed(leg->batch)) {
+            batch_end(pageout, leg->batch);
+        }
+        busy = true;
+    }
+    return busy;
+}
+
+unsigned batch_begin(struct pageout *pageout, const struct pageout_to *to, uint64_t first,
+                     unsigned n, uint64_t mask)
+{
+    struct pageout_batch *batch = batch_new(pageout, to, page_chunk(first));
 
     if (!batch) {
         return 0;
     }
     batch->first = first;
     batch->n = n;
-    batch_lock(pageout, batch, send, mask);
+    batch_lock(pageout, batch, to->n > 0, mask);
     unsigned ours = batch->ours;
     if (!ours) {
         batch_free(pageout, batch);
@@ -274,8 +363,9 @@ unsigned batch_begin(struct pageout *pageout, struct pageout_host *host, uint64_
     pageout->leaving += ours;
     batch_read(pageout, batch);
     batch_encode(pageout, batch);
-    if (batch->owed) {
+    if (batch->n_requests) {
         batch_queue(batch);
+        batch_to_backup(pageout, batch);
     } else {
         batch_end(pageout, batch);
     }
@@ -286,28 +376,28 @@ unsigned batch_begin(struct pageout *pageout, struct pageout_host *host, uint64_
 
 static int batch_send(struct pageout *pageout, struct pageout_host *host)
 {
-    struct pageout_batch *batch = host->send_first;
-    bool began = batch->iov_at > 0 || batch->iov[0].iov_len < sizeof(struct nbd_request);
-    ssize_t sent = link_sendv(&host->link, batch->iov + batch->iov_at, batch->iov_n - batch->iov_at);
+    struct pageout_leg *leg = host->send_first;
+    bool began = leg->iov_at > 0 || leg->iov[0].iov_len < sizeof(struct nbd_request);
+    ssize_t sent = link_sendv(&host->link, leg->iov + leg->iov_at, leg->iov_n - leg->iov_at);
 
     if (sent <= 0) {
         return (int)sent;
     }
     if (!began) {
-        for (unsigned i = 0; i < batch->owed; i++) {
+        for (unsigned i = 0; i < leg->owed; i++) {
             link_sent(&host->link, pageout->now_us);
         }
     }
     for (size_t left = (size_t)sent; left > 0;) {
-        struct iovec *iov = &batch->iov[batch->iov_at];
+        struct iovec *iov = &leg->iov[leg->iov_at];
         size_t part = left < iov->iov_len ? left : iov->iov_len;
         iov->iov_base = (uint8_t *)iov->iov_base + part;
         iov->iov_len -= part;
         left -= part;
-        batch->iov_at += iov->iov_len == 0;
+        leg->iov_at += iov->iov_len == 0;
     }
-    if (batch->iov_at == batch->iov_n) {
-        host->send_first = batch->next;
+    if (leg->iov_at == leg->iov_n) {
+        host->send_first = leg->next;
         if (!host->send_first) {
             host->send_last = NULL;
         }
@@ -341,6 +431,25 @@ static void batch_accepted(struct pageout *pageout, struct pageout_host *host)
     }
 }
 
+/* Return: the leg of a batch under way that @cookie, from @host, is about; NULL: there is none. */
+static struct pageout_leg *batch_leg(struct pageout *pageout, const struct pageout_host *host,
+                                     uint64_t cookie)
+{
+    unsigned number = cookie >> 8 & 0xffffff;
+    struct pageout_batch *batch = &pageout->batch[number < pageout->n_batches ? number : 0];
+
+    if (!batch->used || cookie != batch_cookie(pageout, batch, cookie & 0xff)) {
+        return NULL;
+    }
+    for (unsigned i = 0; i < batch->n_legs; i++) {
+        struct pageout_leg *leg = &batch->leg[i];
+        if (leg->host == host && leg->owed > 0 && (leg->owed > 1 || leg->iov_at == leg->iov_n)) {
+            return leg;
+        }
+    }
+    return NULL;
+}
+
 /* Return: 1 if a reply was used, 0 if there is none, -errno if the connection is no good. */
 static int batch_reply(struct pageout *pageout, struct pageout_host *host)
 {
@@ -350,36 +459,57 @@ static int batch_reply(struct pageout *pageout, struct pageout_host *host)
     if (rc <= 0) {
         return rc;
     }
-    unsigned number = reply.cookie >> 8 & 0xffffff;
-    unsigned index = reply.cookie & 0xff;
-    struct pageout_batch *batch = &pageout->batch[number < pageout->n_batches ? number : 0];
-    if (!batch->used || batch->host != host || reply.cookie != batch_cookie(pageout, batch, index) ||
-        batch->owed == 0 || (batch->owed == 1 && batch->iov_at < batch->iov_n)) {
+    struct pageout_leg *leg = batch_leg(pageout, host, reply.cookie);
+    if (!leg) {
         return -EPROTO;
     }
+    struct pageout_batch *batch = leg->batch;
+    unsigned index = reply.cookie & 0xff;
     link_consume(&host->link, 0, true, pageout->now_us);
-    batch->owed--;
     if (batch->trim) {
-        if (batch->owed == 0) {
-            trim_end(pageout, batch, false);
+        leg->owed--;
+        if (!batch_owed(batch)) {
+            trim_end(pageout, batch, batch->failed);
         }
         return 1;
     }
-    if (index >= batch->n || batch->fate[index] != PAGEOUT_SEND) {
+    if (index >= batch->n || batch->fate[index] != PAGEOUT_SEND || leg->answered >> index & 1) {
         return -EPROTO;
     }
+    leg->owed--;
+    leg->answered |= (uint64_t)1 << index;
     if (reply.error < 0) {
         batch_refused(pageout, host, reply.error);
     } else {
         batch_accepted(pageout, host);
     }
     for (unsigned to = batch_run(batch, index, 1u << PAGEOUT_SEND); index < to; index++) {
-        batch->fate[index] = reply.error < 0 ? PAGEOUT_REFUSED : PAGEOUT_STORED;
+        leg->stored |= (uint64_t)(reply.error >= 0) << index;
     }
-    if (batch->owed == 0) {
+    if (!batch_owed(batch)) {
         batch_end(pageout, batch);
     }
     return 1;
+}
+
+/* Whatever the other leg is still owed comes first: it sends from the batch's memory. */
+static void batch_leg_broken(struct pageout *pageout, struct pageout_leg *leg)
+{
+    struct pageout_batch *batch = leg->batch;
+
+    atomic_fetch_or_explicit(&pageout->engine->chunk_flags[batch->chunk], CHUNK_FENCED,
+                             memory_order_relaxed);
+    atomic_store_explicit(&leg->host->link.host->stale, true, memory_order_release);
+    leg->owed = 0;
+    batch->failed = true;
+    if (batch_owed(batch)) {
+        return;
+    }
+    if (batch->trim) {
+        trim_end(pageout, batch, true);
+    } else {
+        batch_end(pageout, batch);
+    }
 }
 
 void batch_host_broken(struct pageout *pageout, struct pageout_host *host, const char *why)
@@ -387,16 +517,12 @@ void batch_host_broken(struct pageout *pageout, struct pageout_host *host, const
     link_broken(&host->link, why, pageout->now_us);
     host->send_first = host->send_last = NULL;
     for (unsigned i = 0; i < pageout->n_batches; i++) {
-        struct pageout_batch *batch = &pageout->batch[i];
-        if (!batch->used || batch->host != host) {
-            continue;
-        }
-        atomic_fetch_or_explicit(&pageout->engine->chunk_flags[batch->chunk], CHUNK_FENCED,
-                                 memory_order_relaxed);
-        if (batch->trim) {
-            trim_end(pageout, batch, true);
-        } else {
-            batch_end(pageout, batch);
+        for (unsigned k = 0; k < pageout->batch[i].n_legs; k++) {
+            struct pageout_leg *leg = &pageout->batch[i].leg[k];
+            if (pageout->batch[i].used && leg->host == host && leg->owed) {
+                batch_leg_broken(pageout, leg);
+                break;
+            }
         }
     }
 }

@@ -12,6 +12,9 @@
  * leave meanwhile.  An answer serves for a short while; a sub-host that refuses a WRITE all the
  * same is left alone for a time (batch_refused()), and the next choice is made without it.  Its
  * chunks stay where they are; the slab's further chunks go to its next home.
+ *
+ * With redundancy a slab has two homes: another sub-host, chosen in the same way without the first, or
+ * the backup.
  */
 #include <stdlib.h>
 
@@ -22,12 +25,14 @@
 
 bool place_any(const struct pageout *pageout)
 {
-    for (unsigned i = 0; i < pageout->engine->config.n_subhosts; i++) {
-        if (place_takes(pageout, &pageout->hosts[i])) {
-            return true;
-        }
+    const struct engine *engine = pageout->engine;
+    unsigned wanted = homes_wanted(engine);
+    unsigned n = engine->backup && backup_takes(engine->backup);
+
+    for (unsigned i = 0; i < engine->config.n_subhosts && n < wanted; i++) {
+        n += place_takes(pageout, &pageout->hosts[i]);
     }
-    return false;
+    return n >= wanted;
 }
 
 static uint64_t place_random(struct pageout *pageout)
@@ -48,6 +53,7 @@ static unsigned place_candidates(const struct pageout *pageout, uint8_t *list)
     for (int spare = 0; spare < 2 && n == 0; spare++) {
         for (unsigned i = 0; i < config->n_subhosts; i++) {
             if ((config->subhost[i].weight == 0) == (spare == 1) &&
+                &pageout->hosts[i] != pageout->pick.without &&
                 place_takes(pageout, &pageout->hosts[i])) {
                 list[n++] = (uint8_t)i;
             }
@@ -129,25 +135,51 @@ static struct pageout_host *place_decide(struct pageout *pageout)
     return best < 0 ? NULL : &pageout->hosts[best];
 }
 
-struct pageout_host *place_chunk(struct pageout *pageout, uint64_t chunk)
+/* Home @copy of the slab, or a new one, which is not @without. Return: NULL: none now. */
+static struct pageout_host *place_home_of(struct pageout *pageout, struct pagemap_slab *slab,
+                                          unsigned copy, const struct pageout_host *without)
 {
     struct engine *engine = pageout->engine;
-    struct pagemap_slab *slab = pagemap_slab_of(engine->map, chunk);
-    uint8_t home = atomic_load_explicit(&slab->home[0], memory_order_relaxed);
+    uint8_t home = atomic_load_explicit(&slab->home[copy], memory_order_relaxed);
 
-    if (home < engine->config.n_subhosts && place_takes(pageout, &pageout->hosts[home])) {
+    if (home < engine->config.n_subhosts && &pageout->hosts[home] != without &&
+        place_takes(pageout, &pageout->hosts[home])) {
         return &pageout->hosts[home];
     }
-    if (!pageout->pick.since_us) {
+    if (!pageout->pick.since_us || pageout->pick.without != without) {
+        pageout->pick.without = without;
         place_draw(pageout);
     }
     struct pageout_host *host = pageout->pick.since_us ? place_decide(pageout) : NULL;
     if (host) {
-        atomic_store_explicit(&slab->home[0], (uint8_t)(host - pageout->hosts),
+        atomic_store_explicit(&slab->home[copy], (uint8_t)(host - pageout->hosts),
                               memory_order_relaxed);
         stats_add(&engine->stats.slabs_placed, 1);
     }
     return host;
+}
+
+bool place_chunk(struct pageout *pageout, uint64_t chunk, struct pageout_to *to)
+{
+    struct engine *engine = pageout->engine;
+    struct pagemap_slab *slab = pagemap_slab_of(engine->map, chunk);
+    unsigned wanted = homes_wanted(engine);
+
+    to->n = 0;
+    if (engine->backup && !backup_takes(engine->backup)) {
+        return false;
+    }
+    if (!engine->backup || wanted == 2) {
+        to->host[0] = place_home_of(pageout, slab, 0, NULL);
+        to->n = to->host[0] != NULL;
+    }
+    if (engine->backup && to->n == wanted - 1) {
+        to->host[to->n++] = NULL;
+    } else if (to->n && wanted == 2) {
+        to->host[1] = place_home_of(pageout, slab, 1, to->host[0]);
+        to->n += to->host[1] != NULL;
+    }
+    return to->n == wanted;
 }
 
 void place_tell(struct pageout *pageout, bool wanted)

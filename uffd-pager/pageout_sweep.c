@@ -18,20 +18,19 @@ static int sweep_leave_locked(struct pageout *pageout)
     struct sweep_step *step = &pageout->step;
     const struct layout_block *block = layout_by_flat(engine->layout, step->first * PAGE_BYTES);
     int leaving = 0;
-    bool send;
+    struct pageout_to to;
     uint64_t chunk = page_chunk(step->first);
-    struct pageout_host *host = pageout_is_candidate(pageout, chunk, place_any(pageout))
-                                    ? pageout_assign(pageout, chunk, &send)
-                                    : NULL;
+    bool may = block && pageout_is_candidate(pageout, chunk, place_any(pageout)) &&
+               pageout_assign(pageout, chunk, &to);
+    enum pageout_turn turn = may ? pageout_turn_of(pageout, &to) : PAGEOUT_SKIP;
 
-    if (host && block && host->batches >= pageout->host_batches &&
-        pageout->now_us < host->link.owed_us + PAGEOUT_SLOW_US) {
+    if (turn == PAGEOUT_WAIT) {
         return -1;
     }
-    if (host && block && host->batches < pageout->host_batches) {
+    if (turn == PAGEOUT_GO) {
         uint64_t n = page_end(block) - step->first;
         n = n < PAGEOUT_BATCH_PAGES ? n : PAGEOUT_BATCH_PAGES;
-        leaving = (int)batch_begin(pageout, host, step->first, (unsigned)n, send, step->leave);
+        leaving = (int)batch_begin(pageout, &to, step->first, (unsigned)n, step->leave);
     }
     step->leave = 0;
     return leaving;

@@ -154,7 +154,7 @@ static void trim_fill(struct pageout *pageout, struct pageout_batch *batch)
 
     batch->n = 0;
     end = end < engine->map->n_pages ? end : engine->map->n_pages;
-    while (page < end && batch->owed < PAGEOUT_TRIM_RUNS) {
+    while (page < end && batch->n_requests < PAGEOUT_TRIM_RUNS) {
         uint64_t first = page;
         while (page < end && trim_bit(engine, page)) {
             page++;
@@ -165,11 +165,18 @@ static void trim_fill(struct pageout *pageout, struct pageout_batch *batch)
         }
         batch->trimmed[batch->n].first = first;
         batch->trimmed[batch->n++].end = page;
-        struct nbd_request *request = &batch->request[batch->owed];
-        nbd_encode_request(request, NBD_CMD_TRIM, 0, batch_cookie(pageout, batch, batch->owed),
-                           first * PAGE_BYTES, (uint32_t)((page - first) * PAGE_BYTES));
-        batch->iov[batch->iov_n++] = (struct iovec){request, sizeof(*request)};
-        batch->owed++;
+        struct nbd_request *request = &batch->request[batch->n_requests];
+        nbd_encode_request(request, NBD_CMD_TRIM, 0,
+                           batch_cookie(pageout, batch, batch->n_requests), first * PAGE_BYTES,
+                           (uint32_t)((page - first) * PAGE_BYTES));
+        for (unsigned i = 0; i < batch->n_legs; i++) {
+            struct pageout_leg *leg = &batch->leg[i];
+            leg->iov[leg->iov_n++] = (struct iovec){request, sizeof(*request)};
+        }
+        batch->n_requests++;
+        if (engine->backup) {
+            backup_punch(engine->backup, first, page - first);
+        }
     }
 }
 
@@ -186,23 +193,33 @@ static bool trim_under_way(const struct pageout *pageout, uint64_t chunk)
 static bool trim_chunk(struct pageout *pageout, uint64_t chunk)
 {
     struct engine *engine = pageout->engine;
-    uint8_t index = atomic_load_explicit(&engine->map->subhost[chunk], memory_order_acquire);
+    struct homes homes = homes_of(engine, chunk);
+    struct pageout_to to = {.n = 0};
 
-    if (index >= engine->config.n_subhosts) {
+    if (homes.n == 0) {
         trim_forget(engine, chunk);
         return true;
     }
-    struct pageout_host *host = &pageout->hosts[index];
-    if (!link_up(&host->link) || trim_under_way(pageout, chunk)) {
+    for (unsigned i = 0; i < homes.n; i++) {
+        struct pageout_host *host = &pageout->hosts[homes.place[i]];
+        if (homes.place[i] == PAGEMAP_BACKUP) {
+            continue; /* trim_fill() does that */
+        }
+        if (!link_up(&host->link)) {
+            return true;
+        }
+        to.host[to.n++] = host;
+    }
+    if (trim_under_way(pageout, chunk)) {
         return true;
     }
-    struct pageout_batch *batch = batch_new(pageout, host, chunk);
+    struct pageout_batch *batch = batch_new(pageout, &to, chunk);
     if (!batch) {
         return false;
     }
     batch->trim = true;
     trim_fill(pageout, batch);
-    if (batch->owed) {
+    if (batch->n_requests && batch->n_legs) {
         batch_queue(batch);
     } else {
         trim_end(pageout, batch, false);

@@ -23,6 +23,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "uffd-pager/homes.h"
 #include "uffd-pager/install.h"
 #include "uffd-pager/uffd_abi.h"
 
@@ -49,7 +50,7 @@ static void recover_pages(struct engine *engine, uint64_t first, uint64_t end, b
     for (uint64_t page = first; page < end; page++) {
         uint64_t chunk = page_chunk(page);
         uint8_t byte = pagemap_get(map, page);
-        bool has_subhost = atomic_load(&map->subhost[chunk]) < engine->config.n_subhosts;
+        bool has_subhost = homes_of(engine, chunk).n > 0;
         uint8_t state = recover_state(byte, data, has_subhost);
         bool sends = page_state(byte) == PAGE_LOCAL || page_state(byte) == PAGE_UNTOUCHED;
         if (byte & PAGE_BUSY && sends && has_subhost) {

@@ -22,6 +22,8 @@ static const struct {
     {"slabs_placed", offsetof(struct stats, slabs_placed)},
     {"chunks_moved", offsetof(struct stats, chunks_moved)},
     {"slabs_given_back", offsetof(struct stats, slabs_given_back)},
+    {"chunks_copied", offsetof(struct stats, chunks_copied)},
+    {"fell_over", offsetof(struct stats, fell_over)},
     {"room_asked", offsetof(struct stats, room_asked)},
 };
 

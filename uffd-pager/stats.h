@@ -33,6 +33,8 @@ struct stats {
     _Atomic uint64_t slabs_placed; /* homes chosen */
     _Atomic uint64_t chunks_moved; /* from one sub-host to another */
     _Atomic uint64_t slabs_given_back; /* that a sub-host short of memory has asked for */
+    _Atomic uint64_t chunks_copied; /* second copies made in the background */
+    _Atomic uint64_t fell_over;    /* page-ins answered by the other place */
     _Atomic uint64_t room_asked;   /* questions to sub-hosts for that */
     struct stats_histogram fault_us; /* page-in faults, from event to wake */
 };

@@ -604,7 +604,8 @@ static void parse(int argc, char **argv, uint64_t *sizes, uint32_t *n_sizes, uin
         {"sample-ms", 1, NULL, 'm'}, {"lost-ms", 1, NULL, 'L'},   {"local", 1, NULL, 'o'},
         {"remote", 1, NULL, 'r'},    {"seed", 1, NULL, 'S'},      {"predictor", 1, NULL, 'P'},
         {"spin-us", 1, NULL, 'u'},   {"lost-action", 1, NULL, 'A'},
-        {"slab", 1, NULL, 'B'},      {"choices", 1, NULL, 'C'},   {NULL, 0, NULL, 0},
+        {"slab", 1, NULL, 'B'},      {"choices", 1, NULL, 'C'},   {"redundancy", 1, NULL, 'R'},
+        {"backup", 1, NULL, 'K'},    {NULL, 0, NULL, 0},
     };
     int option;
 
@@ -629,6 +630,8 @@ static void parse(int argc, char **argv, uint64_t *sizes, uint32_t *n_sizes, uin
         case 'u': config.spin_us = number; break;
         case 'B': slab_bytes = size_of(optarg); break;
         case 'C': config.choices = number; break;
+        case 'R': config.redundancy = redundancy_of(optarg); break;
+        case 'K': snprintf(config.backup, sizeof(config.backup), "%s", optarg); break;
         case 'A': config.lost_action = loss_of(optarg); break;
         case 'P': snprintf(config.predictor, sizeof(config.predictor), "%s", optarg); break;
         default: exit(2);

@@ -51,4 +51,11 @@ static inline enum engine_loss loss_of(const char *text)
                                         : ENGINE_LOSS_POISON;
 }
 
+static inline enum engine_redundancy redundancy_of(const char *text)
+{
+    return strcmp(text, "replica") == 0  ? ENGINE_REDUNDANCY_REPLICA
+           : strcmp(text, "backup") == 0 ? ENGINE_REDUNDANCY_BACKUP
+                                         : ENGINE_REDUNDANCY_NONE;
+}
+
 #endif

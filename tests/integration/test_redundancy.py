@@ -1,0 +1,135 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Sub-hosts are killed, stopped, cut off and filled under load; with a replica or a backup nothing is lost."""
+# TEST-TIMEOUT: 240
+
+import os
+import sys
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
+
+import checks
+from checks import eventually
+from network import Network
+from redundancy import Guest
+from subhost import MIB
+
+
+def survives(guest, index, how):
+    """An accident under load: the guest goes on without the sub-host, and nothing is lost."""
+    play = guest.play
+    play("go")
+    began = time.monotonic()
+    undo = guest.accident(index, how)
+    eventually(lambda: guest.has_run(2000), "the guest runs without the sub-host", 30)
+    eventually(lambda: play.event("SUBHOST_LOST"), "the operator is told", 15)
+    stats = play.check()
+    assert stats["lost"] == 0 and stats["engine"]["lost_pages"] == 0, stats
+    assert not play.event("PAGES_LOST"), play.events
+    print("%s, %s: longest wait of the guest %.0f ms, nothing lost (after %.1f s: %d pages from the other place)" % (
+        guest.redundancy, how, guest.longest_ms, time.monotonic() - began, stats["engine"]["fell_over"]))
+    return undo
+
+
+def restored(guest, seconds=60):
+    eventually(lambda: guest.at_risk() == 0, "everything is in two places again", seconds)
+
+
+def test_replica_killed():
+    with Guest("replica", hosts=3) as guest:
+        survives(guest, 1, "kill")
+        restored(guest)
+        assert guest.play.event("MEMORY_AT_RISK"), guest.play.events
+
+
+def test_replica_stopped_and_back():
+    with Guest("replica", hosts=3) as guest:
+        undo = survives(guest, 0, "stop")
+        restored(guest)
+        undo()
+        eventually(lambda: guest.play.event("SUBHOST_BACK"), "it is back", 15)
+        guest.run_for(2)
+        guest.play.check()
+
+
+def test_replica_both_killed_one_after_the_other():
+    with Guest("replica", hosts=3) as guest:
+        survives(guest, 0, "kill")
+        restored(guest)
+        survives(guest, 1, "kill")
+
+
+def test_replica_cut_off():
+    with Network() as network, Guest("replica", hosts=3, networks={1: network}) as guest:
+        undo = survives(guest, 1, "cut")
+        restored(guest)
+        undo()
+        eventually(lambda: guest.play.event("SUBHOST_BACK"), "it is back", 15)
+        guest.play("go")
+        guest.run_for(1)
+        guest.play.check()
+
+
+def fills(guest):
+    """Sub-host 1 has no room for all that would go there: what is full is left alone, and nothing is lost."""
+    play = guest.play
+    eventually(lambda: play("stats")["engine"]["write_refusals"] > 0, "it refuses pages", 30)
+    eventually(lambda: guest.has_run(2000), "the guest runs on", 30)
+    stats = play.check()
+    assert stats["lost"] == 0 and stats["engine"]["lost_pages"] == 0, stats
+    print("%s, fill: longest wait of the guest %.0f ms, nothing lost" % (guest.redundancy, guest.longest_ms))
+
+
+def test_replica_filled():
+    with Guest("replica", hosts=3, limit={1: 24 * MIB}, remote=50) as guest:
+        fills(guest)
+
+
+def test_replica_of_two_makes_do_with_one():
+    with Guest("replica", hosts=2) as guest:
+        survives(guest, 0, "kill")
+        eventually(lambda: guest.at_risk() > 0, "what is there is at risk", 10)
+        outs = guest.play("stats")["engine"]["page_outs"]
+        guest.play("go")
+        eventually(lambda: guest.play("stats")["engine"]["page_outs"] > outs + 100, "page-out goes on", 20)
+        guest.play.check()
+
+
+def test_backup_killed():
+    with Guest("backup", hosts=2) as guest:
+        survives(guest, 1, "kill")
+        restored(guest)
+
+
+def test_backup_alone():
+    with Guest("backup", hosts=1) as guest:
+        survives(guest, 0, "kill")
+        guest.play("go")
+        guest.run_for(2)
+        stats = guest.play.check()
+        assert stats["lost"] == 0, stats
+
+
+def test_backup_filled():
+    with Guest("backup", hosts=2, limit={1: 18 * MIB}, remote=40) as guest:
+        fills(guest)
+
+
+def test_backup_cut_off():
+    with Network() as network, Guest("backup", hosts=2, networks={1: network}) as guest:
+        survives(guest, 1, "cut")
+        restored(guest)
+
+
+def test_backup_stopped():
+    with Guest("backup", hosts=1) as guest:
+        survives(guest, 0, "stop")()
+        eventually(lambda: guest.play.event("SUBHOST_BACK"), "it is back", 15)
+        guest.play("go")
+        guest.run_for(1)
+        guest.play.check()
+
+
+if __name__ == "__main__":
+    checks.main(globals())
