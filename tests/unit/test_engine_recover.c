@@ -13,7 +13,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "uffd-pager/install.h"
+#include "uffd-pager/pageout.h"
 
 #define N_PAGES (2 * CHUNK_PAGES)
 #define FD_OFFSET (3 * PAGE_BYTES)
@@ -47,7 +47,7 @@ static int setup(void **state)
     fixture->engine.map = &fixture->map;
     fixture->engine.config.n_subhosts = 1;
     fixture->engine.chunk_flags = calloc(2, 1);
-    fixture->engine.trim = calloc(N_PAGES / 64, sizeof(*fixture->engine.trim));
+    fixture->engine.trim = trim_new();
     fixture->map.subhost[0] = 0; /* chunk 1 has none */
     *state = fixture;
     return 0;
@@ -58,7 +58,7 @@ static int teardown(void **state)
     struct fixture *fixture = *state;
 
     free((void *)fixture->engine.chunk_flags);
-    free((void *)fixture->engine.trim);
+    trim_free(fixture->engine.trim);
     pagemap_close(&fixture->map);
     layout_close(&fixture->layout);
     free(fixture);
@@ -78,7 +78,8 @@ static uint8_t outcome(struct fixture *fixture, uint64_t page, uint8_t byte, boo
         fixture->map.pages[i] = PAGE_REMOTE;
     }
     fixture->engine.chunk_flags[0] = fixture->engine.chunk_flags[1] = 0;
-    memset((void *)fixture->engine.trim, 0, N_PAGES / 8);
+    trim_free(fixture->engine.trim);
+    fixture->engine.trim = trim_new();
     fixture->map.pages[page] = byte;
     if (data) {
         assert_int_equal(pwrite(fixture->layout.block[0].fd, &one, 1,
@@ -93,7 +94,7 @@ static uint8_t outcome(struct fixture *fixture, uint64_t page, uint8_t byte, boo
     bool sends = page_state(byte) == PAGE_LOCAL || page_state(byte) == PAGE_UNTOUCHED;
     assert_int_equal(fixture->engine.chunk_flags[page / CHUNK_PAGES] & CHUNK_FENCED,
                      byte & PAGE_BUSY && sends && has_subhost ? CHUNK_FENCED : 0);
-    assert_int_equal(fixture->engine.trim[page / 64] >> (page % 64) & 1,
+    assert_int_equal(trim_bit(&fixture->engine, page),
                      fixture->map.pages[page] == PAGE_UNTOUCHED && has_subhost);
     return fixture->map.pages[page];
 }
