@@ -257,7 +257,7 @@ bench-predict: deps  ## paging policies on traces of real programs, beside Belad
 
 bench-fault: deps  ## page-in, page-out and bookkeeping beside their floors and swapping
 	@$(MAKE) --no-print-directory -j$$(nproc) tools
-	@BUILD=$(B) /usr/bin/python3 bench/fault.py
+	@QEMU=$$(qemu-patches/build.sh) && export QEMU && BUILD=$(B) /usr/bin/python3 bench/fault.py
 
 bench-rdma: deps  ## a remote fault by RDMA beside its floor and TCP, in the lab
 	@$(MAKE) --no-print-directory -j$$(nproc) tools

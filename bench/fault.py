@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """make bench-fault: what a fault costs, beside the floor and swapping, in one run.
 
-    BENCH_RUNS=5 BENCH_PARTS=latency,pageout,busy,bookkeeping,swap make bench-fault
+    BENCH_RUNS=5 BENCH_PARTS=latency,pageout,busy,bookkeeping,swap,postcopy make bench-fault
 
 latency      first touches of remote pages by 1 to 16 threads, and of pages that nobody has touched before;
              floor: a bare exchange on loopback plus a bare UFFDIO_COPY handler (bench/fault_floor.c)
@@ -9,6 +9,8 @@ pageout      clean drop and page-out of a guest's pages: GiB/s and CPU; floor: p
 busy         remote faults while page-out and prefetch work as hard as they can, beside a quiet pager
 bookkeeping  bytes a page; a sparse guest of 1 TiB; the cost of a victim
 swap         peers: the same touches of pages that were swapped out, to zram and to a file
+postcopy     a peer: how long a vCPU of the test guest waits for a page after stock QEMU's postcopy has switched
+             over, beside the same guest split; both as the one who answers the fault measures it
 
 The guest is tests/tools/guestplay, a native process that hands its memfd and userfaultfd over as QEMU does,
 split by a real migration over a sub-host.  Ours and the floor take turns; medians of the rounds are compared.
@@ -30,7 +32,7 @@ from cluster import *  # noqa: F401,F403,E402
 from guestplay import GuestPlay  # noqa: E402
 
 RUNS = int(os.environ.get("BENCH_RUNS", "5"))
-PARTS = os.environ.get("BENCH_PARTS", "latency,pageout,busy,bookkeeping,swap").split(",")
+PARTS = os.environ.get("BENCH_PARTS", "latency,pageout,busy,bookkeeping,swap,postcopy").split(",")
 COUNT = 3000  # faults a round
 STORM = 4000  # and with many threads
 THREADS = (1, 2, 4, 8, 16)
@@ -329,28 +331,110 @@ class SwapFile:
         os.unlink(self.path)
 
 
+def memory_cgroup():
+    """The folder of a memory cgroup of our own, or None where there are none."""
+    for top in ("/sys/fs/cgroup/memory", "/sys/fs/cgroup"):
+        if os.path.exists(os.path.join(top, "cgroup.procs")) and os.geteuid() == 0:
+            path = os.path.join(top, "split-migrate-bench-%d" % os.getpid())
+            os.mkdir(path)
+            if os.path.exists(os.path.join(path, "memory.max")) or os.path.exists(
+                    os.path.join(path, "memory.limit_in_bytes")):
+                return path
+            os.rmdir(path)
+    return None
+
+
+def swapped(kind, cgroup):
+    """p50 and p99 in us of first touches of pages that are in swap of this kind."""
+    device = kind(512 * MIB)
+    try:
+        results = [floor("swap", 16384, cgroup) for _ in range(RUNS)]
+    finally:
+        device.close()
+    return [median(result[what] for result in results) / 1000 for what in ("p50_ns", "p99_ns")]
+
+
 def part_swap():
-    ours = next((r["ours"] for r in rows if r["name"] == "remote-fault-p50"), None)
-    ours99 = next((r["ours"] for r in rows if r["name"] == "remote-fault-p99"), None)
-    if ours is None or os.geteuid() or not os.path.exists("/sys/class/zram-control"):
-        print("swap: not measured (it needs root, zram in this kernel, and the part latency)")
+    ours = [r["ours"] for r in rows if r["name"] in ("remote-fault-p50", "remote-fault-p99")]
+    if not ours or not os.path.exists("/sys/class/zram-control"):
+        print("swap: not measured (it needs zram in this kernel and the part latency)")
         return
-    for name, kind in (("zram", Zram), ("file", SwapFile)):
-        device = kind(512 * MIB)
-        try:
-            results = [floor("swap", 32768) for _ in range(RUNS)]
-        finally:
-            device.close()
-        p50, p99 = (median(result[what] for result in results) / 1000 for what in ("p50_ns", "p99_ns"))
-        row("remote-fault-p50-vs-swap-%s" % name, ours, None, "us", None, ours / p50, p50)
-        row("remote-fault-p99-vs-swap-%s" % name, ours99, None, "us", None, ours99 / p99, p99)
+    cgroup = memory_cgroup()
+    if not cgroup:
+        print("swap: not measured (it needs root and a memory cgroup)")
+        return
+    try:
+        for name, kind in (("zram", Zram), ("file", SwapFile)):
+            for what, mine, peer in zip(("p50", "p99"), ours, swapped(kind, cgroup)):
+                row("remote-fault-%s-vs-swap-%s" % (what, name), mine, None, "us", None, mine / peer, peer)
+    finally:
+        os.rmdir(cgroup)
+
+
+# ---- postcopy ----
+
+MEMGUEST = "memguest.size=320M memguest.hot=100 memguest.write=0 memguest.cluster=1 memguest.rate=4000"
+WATCHED = 5  # seconds
+
+
+def postcopy_stock(preempt):
+    """Mean us a vCPU waited for a page. Nearly nothing is sent before the switch-over or unasked after it."""
+    with Cluster() as cluster:
+        source = cluster.guest("src", None, 512 * MIB, append=MEMGUEST)
+        destination = cluster.guest("dst", None, 512 * MIB, incoming=True)
+        source.wait_log("memguest: ready", 120)
+        for guest in (source, destination):
+            guest.qmp("migrate-set-capabilities", capabilities=[
+                {"capability": name, "state": state} for name, state in (
+                    ("postcopy-ram", True), ("postcopy-blocktime", True), ("postcopy-preempt", preempt))])
+            guest.qmp("migrate-set-parameters", max_bandwidth=4 * MIB, max_postcopy_bandwidth=MIB)
+        destination.qmp("migrate-incoming", uri="tcp:127.0.0.1:0")
+        port = destination.qmp("query-migrate")["socket-address"][0]["port"]
+        source.qmp("migrate", uri="tcp:127.0.0.1:%s" % port)
+        wait_until("it is active", 20, lambda: source.qmp("query-migrate").get("status") == "active")
+        source.qmp("migrate-start-postcopy")
+        wait_until("the guest runs there", 30, lambda: destination.status() == "running")
+        time.sleep(WATCHED)
+        requests = source.qmp("query-migrate")["ram"]["postcopy-requests"]
+        blocked = sum(destination.qmp("query-migrate")["postcopy-vcpu-blocktime"])
+        return blocked * 1000 / requests
+
+
+def postcopy_ours():
+    with Cluster() as cluster:
+        cluster.subhost(512 * MIB)
+        source_pager, main_pager = cluster.pager("source"), cluster.pager("main")
+        source = cluster.guest("src", source_pager, 512 * MIB, append=MEMGUEST)
+        source.wait_log("memguest: ready", 120)
+        destination = cluster.guest("dst", main_pager, 512 * MIB, incoming=True)
+        cluster.migrate(source, destination, cluster.policy(64 * MIB))
+        time.sleep(WATCHED)
+        waits = main_pager.guest(cluster.uuid)["fault_us"]
+        destination.check_clean()
+        return waits["sum"] / waits["count"]
+
+
+def part_postcopy():
+    if not os.environ.get("QEMU"):
+        print("postcopy: not measured (QEMU names no patched QEMU)")
+        return
+    results = {"ours": [], "stock": [], "preempt": []}
+    for _ in range(min(RUNS, 3)):
+        results["ours"].append(postcopy_ours())
+        results["stock"].append(postcopy_stock(False))
+        results["preempt"].append(postcopy_stock(True))
+    ours = median(results["ours"])
+    for way in ("stock", "preempt"):
+        peer = median(results[way])
+        row("page-latency-vs-postcopy" + ("-preempt" if way == "preempt" else ""), ours, None, "us mean", 1.0,
+            ours / peer, peer)
 
 
 start = time.monotonic()
 try:
     for part in PARTS:
         {"latency": part_latency, "pageout": part_pageout, "busy": part_busy,
-         "bookkeeping": part_bookkeeping, "swap": part_swap}[part]()
+         "bookkeeping": part_bookkeeping, "swap": part_swap, "postcopy": part_postcopy}[part]()
 except (Failure, subprocess.CalledProcessError) as failure:
     print("bench-fault: %s" % failure)
     sys.exit(1)

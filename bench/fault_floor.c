@@ -7,7 +7,8 @@
  *   fault_floor zero N [spin]      the same with UFFDIO_ZEROPAGE
  *   fault_floor pageout MIB        memfd -> pread -> TCP -> fresh memfd, then the hole is punched
  *   fault_floor drop MIB           holes are punched, nothing is sent
- *   fault_floor swap N             N first touches of pages that were swapped out (MADV_PAGEOUT)
+ *   fault_floor swap N CGROUP      N first touches of pages that were swapped out because a memory cgroup,
+ *                                  whose folder that is and which it joins, had no room for them
  *
  * The other side is another process, as it is in life.  It waits in poll or recv, or (spin) looks for
  * work without sleeping.  Prints a line of JSON: p50_ns and p99_ns of one exchange or fault as the one who waits sees
@@ -35,10 +36,6 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
-
-#ifndef MADV_PAGEOUT
-#define MADV_PAGEOUT 21
-#endif
 
 #define PAGE ((size_t)4096)
 #define REQUEST 28u
@@ -321,24 +318,48 @@ static void run_pageout(size_t size, bool send)
            cpu(RUSAGE_SELF) - before + cpu(RUSAGE_CHILDREN));
 }
 
-static void run_swap(size_t n)
+/* Return: whether there is such a file, and it took the number. */
+static bool cgroup_write(const char *folder, const char *name, long long number)
 {
-    uint8_t *memory = mmap(NULL, n * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    char path[4096], text[32];
+    int length = snprintf(text, sizeof(text), "%lld", number);
 
-    if (memory == MAP_FAILED) {
-        die("mmap");
+    snprintf(path, sizeof(path), "%s/%s", folder, name);
+    int fd = open(path, O_WRONLY);
+    bool good = fd >= 0 && write(fd, text, (size_t)length) == length;
+    if (fd >= 0) {
+        close(fd);
     }
-    madvise(memory, n * PAGE, MADV_NOHUGEPAGE);
-    fill(memory, n * PAGE);
-    if (madvise(memory, n * PAGE, MADV_PAGEOUT) < 0) {
-        die("MADV_PAGEOUT");
+    return good;
+}
+
+static void cgroup_limit(const char *folder, size_t bytes)
+{
+    if (!cgroup_write(folder, "memory.max", (long long)bytes) &&
+        !cgroup_write(folder, "memory.limit_in_bytes", (long long)bytes)) {
+        die(folder);
     }
+}
+
+/* Twice as much memory is filled as is touched then: the older half is out for sure. */
+static void run_swap(size_t n, const char *cgroup)
+{
+    size_t size = 2 * n * PAGE;
+    uint8_t *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    if (memory == MAP_FAILED || !cgroup_write(cgroup, "cgroup.procs", getpid())) {
+        die(cgroup);
+    }
+    madvise(memory, size, MADV_NOHUGEPAGE);
+    cgroup_limit(cgroup, n * PAGE / 2);
+    fill(memory, size);
+    cgroup_limit(cgroup, 4 * size);
     touch_all(memory, n);
 }
 
 static int usage(void)
 {
-    fprintf(stderr, "usage: fault_floor tcp|copy|zero N [spin] | pageout|drop MIB | swap N\n");
+    fprintf(stderr, "usage: fault_floor tcp|copy|zero N [spin] | pageout|drop MIB | swap N CGROUP\n");
     return 2;
 }
 
@@ -357,8 +378,8 @@ int main(int argc, char **argv)
         run_fault(n, what[0] == 'c', spin);
     } else if (strcmp(what, "pageout") == 0 || strcmp(what, "drop") == 0) {
         run_pageout(n << 20, what[0] == 'p');
-    } else if (strcmp(what, "swap") == 0) {
-        run_swap(n);
+    } else if (strcmp(what, "swap") == 0 && argc > 3) {
+        run_swap(n, argv[3]);
     } else {
         return usage();
     }
