@@ -17,7 +17,7 @@
  *
  * Cost: a victim is found in constant time.  No more than SWEEP_LOOKS pages are looked at for each that
  * leaves; when more are touched the hand takes what it meets.  Chunks without resident pages are
- * skipped by two bytes each.  Memory: twelve bytes a place in the ring, one place for 512 pages.
+ * skipped by two bytes each, four at once.  Memory: twelve bytes a place in the ring, one place for 512 pages.
  *
  * Ring: a place is a window of 64 pages and those that arrived of it, so a scan takes few places.
  * Producers take a place by counting up the tail, then store; they never wait.  If they overrun a
@@ -153,6 +153,31 @@ bool sweep_probation(struct sweep *sweep, uint64_t local_pages, struct sweep_ste
     return step->watch;
 }
 
+/* Counts are looked at four at a time: a sparse guest of 1 TiB has half a million, nearly all 0. */
+typedef uint64_t __attribute__((may_alias)) four_counts;
+
+static bool four_are_absent(const _Atomic uint16_t *count)
+{
+    return (uintptr_t)count % sizeof(four_counts) == 0 &&
+           __atomic_load_n((const four_counts *)(const void *)count, __ATOMIC_RELAXED) == 0;
+}
+
+/* The first of chunks [chunk, end) that has resident pages, or @end. */
+static uint64_t resident_chunk(const struct sweep *sweep, uint64_t chunk, uint64_t end)
+{
+    while (chunk < end) {
+        const _Atomic uint16_t *count = &sweep->view.resident[chunk];
+        if (chunk + 4 <= end && four_are_absent(count)) {
+            chunk += 4;
+        } else if (atomic_load_explicit(count, memory_order_relaxed)) {
+            return chunk;
+        } else {
+            chunk++;
+        }
+    }
+    return end;
+}
+
 /* Move the hand to the next window of a chunk that has resident pages. */
 static bool hand_advance(struct sweep *sweep)
 {
@@ -160,15 +185,16 @@ static bool hand_advance(struct sweep *sweep)
     if (sweep->hand % CHUNK_PAGES) {
         return true;
     }
-    uint64_t chunk = sweep->hand / CHUNK_PAGES;
-    for (uint64_t i = 0; i <= sweep->n_chunks; i++, chunk++) {
-        chunk = chunk >= sweep->n_chunks ? 0 : chunk;
-        if (atomic_load_explicit(&sweep->view.resident[chunk], memory_order_relaxed)) {
-            sweep->hand = chunk * CHUNK_PAGES;
-            return true;
+    uint64_t from = sweep->hand / CHUNK_PAGES;
+    uint64_t chunk = resident_chunk(sweep, from, sweep->n_chunks);
+    if (chunk == sweep->n_chunks) {
+        chunk = resident_chunk(sweep, 0, from < chunk ? from : chunk);
+        if (chunk >= from) {
+            return false;
         }
     }
-    return false;
+    sweep->hand = chunk * CHUNK_PAGES;
+    return true;
 }
 
 static void hand_look(struct sweep *sweep, struct sweep_step *step)
