@@ -83,7 +83,7 @@ class Split:
         self.subhost = cluster.subhost(filled + 256 * MIB)
         source, self.main = cluster.pager("source"), cluster.pager("main")
         here = GuestPlay(cluster, source, "source guest", sizes=(size,))
-        self.guest = GuestPlay(cluster, self.main, "guest", incoming=True, sizes=(size,))
+        self.guest = GuestPlay(cluster, self.main, "guest", incoming=True, sizes=(size,), threads=1)
         here("fill", 100, 0, filled // PAGE)
         region, arrival = Control(self.subhost.control_path), Control(self.main.control_path, 60)
         departure = Control(source.control_path, 60)
@@ -179,7 +179,9 @@ def part_latency():
              for threads, results in storms.items()}
     best = 0
     for threads, rate in rates.items():
-        row("throughput-%d-threads" % threads, rate, None, "kfaults/s", 0.9, best / rate if best else 1.0)
+        # The most with fewer threads, over this: below 1 it grows, above 1.1 it collapses.
+        row("throughput-%d-threads" % threads, rate, None, "kfaults/s", 1.1 if best else None,
+            best / rate if best else 1.0)
         best = max(best, rate)
     print("the pager's own view, event to wake: p50 %d us, p99 %d us" % (pagerside["p50"], pagerside["p99"]))
 

@@ -17,9 +17,9 @@ SIZES = (61 * MIB, 18 * MIB)
 class GuestPlay:
     """pager: anything with .handoff; prefix: words before the command, such as setpriv's."""
 
-    def __init__(self, cluster, pager, name, incoming=False, prefix=(), sizes=SIZES):
+    def __init__(self, cluster, pager, name, incoming=False, prefix=(), sizes=SIZES, threads=3):
         words = list(prefix) + [os.path.join(BUILD, "tests", "tools", "guestplay"), "--socket", pager.handoff, "--uuid",
-                 cluster.uuid, "--threads", "3", "--state", os.path.join(cluster.dir, "state")]
+                 cluster.uuid, "--threads", str(threads), "--state", os.path.join(cluster.dir, "state")]
         words += ["--size=%dM" % (size // MIB) for size in sizes]
         self.process = subprocess.Popen(words + (["--incoming"] if incoming else []),
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
