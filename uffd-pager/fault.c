@@ -13,7 +13,8 @@
  * they find any.
  *
  * Spinning pays only if a core is free: not more than a quarter of the cores spin, it yields, and its
- * time is halved when it brought nothing and doubled when it did.
+ * time is halved when it brought nothing and doubled when it did.  An answer that is under way is waited for
+ * longer than a fault that may never come, and the two times adapt on their own.
  */
 #include "uffd-pager/fault.h"
 
@@ -32,6 +33,7 @@
 #define FAULT_MAP_PAGES 16u /* resident pages mapped by one MINOR fault at most; a power of two */
 #define FAULT_ZERO_PAGES 64u
 #define FAULT_MANY 4u /* faults that come together */
+#define FAULT_SPIN_ANSWER 2u /* how much longer an answer is waited for than a fault */
 
 /* ---- parking ---- */
 
@@ -415,20 +417,18 @@ static bool fault_turn(struct fault_thread *thread)
 }
 
 /* Return: true if something happened. */
-static bool fault_spin(struct fault_thread *thread)
+static bool fault_spin(struct fault_thread *thread, unsigned spin_us)
 {
     struct engine *engine = thread->engine;
-    uint64_t until = units_now_us() + thread->spin_us;
+    uint64_t until = units_now_us() + spin_us;
     bool busy = false;
 
     if (!atomic_load_explicit(&thread->reads, memory_order_relaxed) && !thread->in_flight) {
         return false;
     }
-    if (!thread->spin_us || atomic_fetch_add_explicit(&engine->spinners, 1, memory_order_relaxed) >=
-                                engine->max_spinners) {
-        if (thread->spin_us) {
-            atomic_fetch_sub_explicit(&engine->spinners, 1, memory_order_relaxed);
-        }
+    if (atomic_fetch_add_explicit(&engine->spinners, 1, memory_order_relaxed) >=
+        engine->max_spinners) {
+        atomic_fetch_sub_explicit(&engine->spinners, 1, memory_order_relaxed);
         return false;
     }
     while (!busy && units_now_us() < until && !engine_over(engine)) {
@@ -439,15 +439,12 @@ static bool fault_spin(struct fault_thread *thread)
     return busy;
 }
 
-static void fault_adapt(struct fault_thread *thread, bool hit)
+static void fault_adapt(unsigned *spin_us, unsigned most, bool hit)
 {
-    unsigned most = thread->engine->config.spin_us;
-
     if (hit) {
-        thread->spin_us = thread->spin_us ? thread->spin_us * 2 : 1;
-        thread->spin_us = thread->spin_us > most ? most : thread->spin_us;
-    } else if (thread->spin_us > 2) {
-        thread->spin_us /= 2;
+        *spin_us = *spin_us * 2 > most ? most : *spin_us * 2;
+    } else if (*spin_us > 2) {
+        *spin_us /= 2;
     }
 }
 
@@ -485,8 +482,10 @@ static void *fault_main(void *arg)
         if (fault_turn(thread)) {
             continue;
         }
-        bool hit = fault_spin(thread);
-        fault_adapt(thread, hit);
+        bool answer = thread->in_flight > 0;
+        unsigned *spin_us = answer ? &thread->spin_answer_us : &thread->spin_us;
+        bool hit = fault_spin(thread, *spin_us);
+        fault_adapt(spin_us, engine->config.spin_us * (answer ? FAULT_SPIN_ANSWER : 1), hit);
         if (!hit) {
             fault_sleep(thread);
         }
@@ -512,7 +511,7 @@ int fault_start(struct engine *engine, unsigned index)
     thread->engine = engine;
     thread->index = index;
     atomic_init(&thread->reads, index == 0);
-    thread->spin_us = engine->config.spin_us;
+    thread->spin_us = thread->spin_answer_us = engine->config.spin_us;
     thread->epoll = epoll_create1(EPOLL_CLOEXEC);
     thread->kick = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     for (unsigned i = 0; i < FAULT_SLOTS; i++) {

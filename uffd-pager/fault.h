@@ -56,7 +56,7 @@ struct fault_thread {
     unsigned parked_first, parked_n;
     bool overflow;
 
-    unsigned spin_us; /* adapted to what spinning brought lately */
+    unsigned spin_us, spin_answer_us; /* for a fault, for an answer; adapted to what it brought lately */
 };
 
 /** fault_handle() - answer one fault. @flags: UFFD_PAGEFAULT_FLAG_* */
