@@ -75,6 +75,15 @@ def cpu_ns(pids):
     return total
 
 
+def switches(pid):
+    """How often threads of a process have gone to sleep so far."""
+    total = 0
+    for task in os.listdir("/proc/%d/task" % pid):
+        with open("/proc/%d/task/%s/status" % (pid, task)) as file:
+            total += int(re.search(r"^voluntary_ctxt_switches:\s+(\d+)", file.read(), re.M).group(1))
+    return total
+
+
 class Split:
     """A guest of @filled bytes of contents in @size, all of it on one sub-host after its move."""
 
@@ -139,6 +148,7 @@ def part_latency():
     filled = 512 * MIB
     floors = {what: [] for what in ("tcp", "copy", "zero", "tcp spin", "copy spin", "zero spin")}
     ours, zero, storms = [], [], {threads: [] for threads in THREADS}
+    costs = []  # a fault: us of CPU and sleeps, of pager and sub-host
 
     def measure_floors():
         for what, results in floors.items():
@@ -153,7 +163,11 @@ def part_latency():
         for turn in range(RUNS):
             if turn % 2 == 0:
                 measure_floors()
+            pids = (split.pid, split.subhost.pid)
+            before = [(cpu_ns([pid]), switches(pid)) for pid in pids]
             ours.append(split.storm(1, page, COUNT))
+            costs.append([count for pid, (cpu, sleeps) in zip(pids, before)
+                          for count in ((cpu_ns([pid]) - cpu) / 1000 / COUNT, (switches(pid) - sleeps) / COUNT)])
             page += COUNT
             zero.append(split.storm(1, fresh, COUNT))
             fresh += COUNT
@@ -183,6 +197,8 @@ def part_latency():
         row("throughput-%d-threads" % threads, rate, None, "kfaults/s", 1.1 if best else None,
             best / rate if best else 1.0)
         best = max(best, rate)
+    print("a fault by one thread: pager %.1f us of CPU and %.2f sleeps, sub-host %.1f us and %.2f" % tuple(
+        median(column) for column in zip(*costs)))
     print("the pager's own view, event to wake: p50 %d us, p99 %d us" % (pagerside["p50"], pagerside["p99"]))
 
 
