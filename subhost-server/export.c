@@ -13,6 +13,7 @@
 
 #include "common/bounce.h"
 #include "common/racy.h"
+#include "common/urgent.h"
 #include "subhost-server/region.h"
 
 #define KEEP_BYTES (2u << 20) /* larger buffers are freed after use */
@@ -227,6 +228,9 @@ static int export_open(void *opaque, const char *name, size_t length, struct nbd
     }
     *client = (struct client){.store = store, .region = region, .epoch = epoch};
     region_client_came(region);
+    if (strict) { /* page-ins: a guest waits for each of them */
+        urgent_thread();
+    }
     *export = (struct nbd_export){
         .ops = strict ? &strict_ops : &export_ops,
         .size = region_size(region),

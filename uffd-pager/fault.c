@@ -26,6 +26,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "common/urgent.h"
 #include "uffd-pager/uffd_abi.h"
 
 #define FAULT_TICK_MS 20 /* while something is parked or owed */
@@ -477,6 +478,7 @@ static void *fault_main(void *arg)
     struct fault_thread *thread = arg;
     struct engine *engine = thread->engine;
 
+    urgent_thread();
     thread->now_us = units_now_us();
     while (!engine_over(engine)) {
         if (fault_turn(thread)) {
