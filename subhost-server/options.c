@@ -19,6 +19,7 @@
 
 enum {
     OPT_MEMORY = 1000,
+    OPT_HEADROOM,
     OPT_LISTEN,
     OPT_CONTROL,
     OPT_CONTROL_GROUP,
@@ -45,6 +46,7 @@ static const struct row {
     const char *help;
 } rows[] = {
     {OPT_MEMORY, "memory", "SIZE", "memory to lend, in bytes or with a unit (64G); required"},
+    {OPT_HEADROOM, "headroom", "SIZE", "lend less while less than this is free on this host (0: lend all)"},
     {OPT_LISTEN, "listen", "ADDR", "serve pages here; repeatable (" DEFAULT_LISTEN ")"},
     {OPT_CONTROL, "control", "ADDR", "be controlled here; repeatable (" DEFAULT_CONTROL ")"},
     {OPT_CONTROL_GROUP, "control-group", "GROUP", "its members may control by UNIX sockets, too"},
@@ -131,11 +133,21 @@ static int parse_memory(const char *text, uint64_t *memory, struct reason *reaso
     return 0;
 }
 
+static int parse_headroom(const char *text, uint64_t *headroom, struct reason *reason)
+{
+    if (units_parse_size(text, 1, headroom) < 0 || *headroom > INT64_MAX) {
+        return reason_set(reason, -EINVAL, "--headroom: '%s' is not a size such as 4G", text);
+    }
+    return 0;
+}
+
 static int apply(struct options *options, int id, const char *value, struct reason *reason)
 {
     switch (id) {
     case OPT_MEMORY:
         return parse_memory(value, &options->memory, reason);
+    case OPT_HEADROOM:
+        return parse_headroom(value, &options->headroom, reason);
     case OPT_LISTEN:
         return add_listen(options, value, reason);
     case OPT_CONTROL:

@@ -14,6 +14,7 @@
 
 struct options {
     uint64_t memory;
+    uint64_t headroom; /* memory of this host that is to stay free; 0: not watched */
     struct endpoint listen[OPTIONS_MAX_LISTEN];
     unsigned n_listen;
     struct endpoint rdma; /* serve pages by RDMA too */

@@ -7,7 +7,7 @@
 
 void quota_init(struct quota *quota, uint64_t memory)
 {
-    *quota = (struct quota){.memory = memory};
+    *quota = (struct quota){.memory = memory, .ceiling = UINT64_MAX};
     pthread_mutex_init(&quota->lock, NULL);
 }
 
@@ -19,6 +19,24 @@ void quota_destroy(struct quota *quota)
 static uint64_t taken_by(const struct quota_claim *claim, uint64_t stored)
 {
     return stored > claim->reserve ? stored : claim->reserve;
+}
+
+/* Caller holds the lock: what the ceiling leaves. */
+static uint64_t below_ceiling(const struct quota *quota)
+{
+    return quota->ceiling > quota->stored ? quota->ceiling - quota->stored : 0;
+}
+
+static uint64_t least(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
+void quota_set_ceiling(struct quota *quota, uint64_t bytes)
+{
+    pthread_mutex_lock(&quota->lock);
+    quota->ceiling = bytes;
+    pthread_mutex_unlock(&quota->lock);
 }
 
 /* Caller holds the lock: let the claim store @stored bytes. */
@@ -39,7 +57,7 @@ int quota_claim_open(struct quota *quota, struct quota_claim *claim, uint64_t re
 
     *claim = (struct quota_claim){.quota = quota, .reserve = reserve, .limit = limit};
     pthread_mutex_lock(&quota->lock);
-    uint64_t available = quota->memory - quota->taken;
+    uint64_t available = least(quota->memory - quota->taken, below_ceiling(quota));
     bool fits = reserve <= available;
     claim->closed = !fits;
     if (fits) {
@@ -80,7 +98,8 @@ int quota_charge(struct quota_claim *claim, uint64_t bytes)
     uint64_t more = taken_by(claim, after) - taken_by(claim, before);
     if (claim->closed) {
         err = -ESHUTDOWN;
-    } else if (after > claim->limit || more > quota->memory - quota->taken) {
+    } else if (after > claim->limit || more > quota->memory - quota->taken ||
+               bytes > below_ceiling(quota)) {
         err = -ENOSPC;
     } else {
         set_stored(claim, after);
@@ -108,7 +127,7 @@ uint64_t quota_room(struct quota_claim *claim)
     uint64_t stored = atomic_load_explicit(&claim->stored, memory_order_relaxed);
     uint64_t own = claim->reserve > stored ? claim->reserve - stored : 0;
     uint64_t room = own + quota->memory - quota->taken;
-    uint64_t limit = claim->limit - stored;
+    uint64_t limit = least(claim->limit - stored, below_ceiling(quota));
     pthread_mutex_unlock(&quota->lock);
     return room < limit ? room : limit;
 }
@@ -120,7 +139,7 @@ void quota_status(struct quota *quota, struct quota_status *status)
         .memory = quota->memory,
         .stored = quota->stored,
         .reserved = quota->reserved,
-        .free = quota->memory - quota->taken,
+        .free = least(quota->memory - quota->taken, below_ceiling(quota)),
     };
     pthread_mutex_unlock(&quota->lock);
 }

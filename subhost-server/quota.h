@@ -6,6 +6,7 @@
  * larger of its reservation and what it stores; the sum of that over all
  * claims never exceeds the memory.  So a reservation is always there, and
  * what nobody reserved goes to who comes first.  All figures are bytes.
+ * While the host is short of memory (headroom.h) a ceiling keeps what is stored from growing.
  */
 #ifndef SUBHOST_SERVER_QUOTA_H
 #define SUBHOST_SERVER_QUOTA_H
@@ -23,6 +24,7 @@ struct quota {
     uint64_t taken; /* sum over claims of max(reserve, stored) */
     uint64_t reserved;
     uint64_t stored;
+    uint64_t ceiling; /* no more is stored than that, reservations or not; UINT64_MAX: none */
 };
 
 struct quota_claim {
@@ -58,6 +60,9 @@ int quota_charge(struct quota_claim *claim, uint64_t bytes);
 
 /** quota_uncharge() - it stores @bytes less */
 void quota_uncharge(struct quota_claim *claim, uint64_t bytes);
+
+/** quota_set_ceiling() - store no more than @bytes from now on; what is stored stays */
+void quota_set_ceiling(struct quota *quota, uint64_t bytes);
 
 /** quota_room() - bytes the claim could be charged now */
 uint64_t quota_room(struct quota_claim *claim);

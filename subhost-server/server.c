@@ -205,6 +205,7 @@ static void stop(struct server *server)
     rdma_server_stop(server->rdma);
     server->rdma = NULL;
     metrics_stop(server->metrics);
+    headroom_stop(server->headroom);
     unlink_sockets(&server->options->metrics, server->metrics != NULL);
     for (unsigned i = 0; i < server->n_data; i++) {
         nbd_server_stop(server->nbd[i]);
@@ -307,6 +308,12 @@ int server_run(const struct options *options, struct reason *reason)
     }
     if (!err) {
         err = start_rdma(server, reason);
+    }
+    if (!err && options->headroom) {
+        err = headroom_start(&server->headroom, &server->store, options->headroom);
+        if (err) {
+            reason_set(reason, err, "cannot watch the headroom: %s", strerror(-err));
+        }
     }
     if (!err) {
         err = start_control(server, reason);

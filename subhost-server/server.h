@@ -8,6 +8,7 @@
 #include "common/log.h"
 #include "common/metrics.h"
 #include "common/nbd_server.h"
+#include "subhost-server/headroom.h"
 #include "subhost-server/options.h"
 #include "subhost-server/rdma_server.h"
 #include "subhost-server/statedir.h"
@@ -26,6 +27,7 @@ struct server {
     struct control_server *controls[OPTIONS_MAX_LISTEN];
     unsigned n_control;
     struct metrics *metrics; /* NULL: not asked for */
+    struct headroom *headroom; /* NULL: not asked for */
 };
 
 /**

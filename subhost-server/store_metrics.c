@@ -28,6 +28,24 @@ static void store_metrics_host(struct server *server, FILE *out)
                       (double)quota.reserved);
     store_metrics_one(out, "subhost_server_free_bytes", "gauge", "What a new reservation may have.",
                       (double)quota.free);
+    if (server->headroom) {
+        struct headroom_status status;
+        headroom_status(server->headroom, &status);
+        store_metrics_one(out, "subhost_server_headroom_bytes", "gauge",
+                          "Memory of this host that is to stay free.", (double)status.headroom);
+        store_metrics_one(out, "subhost_server_available_bytes", "gauge",
+                          "Memory of this host, or its cgroup, that is free.", (double)status.available);
+        store_metrics_one(out, "subhost_server_lendable_bytes", "gauge",
+                          "What is lent at most for now, as the headroom allows.",
+                          (double)(status.ceiling < quota.memory ? status.ceiling : quota.memory));
+        store_metrics_one(out, "subhost_server_asked_back_bytes", "gauge",
+                          "Memory of slabs that pagers are to move away.", (double)status.asked);
+        store_metrics_one(out, "subhost_server_given_back_bytes_total", "counter",
+                          "Memory of slabs that pagers have moved away for the headroom.",
+                          (double)status.given_back);
+        store_metrics_one(out, "subhost_server_refused_slabs_total", "counter",
+                          "Slabs that pagers could not move away.", (double)status.refused);
+    }
     store_metrics_one(out, "subhost_server_regions", "gauge", "Regions, one for each guest.",
                       store_count(&server->store));
     store_metrics_one(out, "subhost_server_connections", "gauge", "Connections for pages.",
@@ -46,6 +64,8 @@ static void store_metrics_counters(struct store_stats *stats, FILE *out)
         {"subhost_server_trims_total", "Trim requests.", atomic_load(&stats->trims)},
         {"subhost_server_read_bytes_total", "Bytes read.", atomic_load(&stats->read_bytes)},
         {"subhost_server_written_bytes_total", "Bytes written.", atomic_load(&stats->write_bytes)},
+        {"subhost_server_pulled_bytes_total", "Bytes fetched from other sub-hosts.",
+         atomic_load(&stats->pulled_bytes)},
         {"subhost_server_errors_total", "Requests that failed.", atomic_load(&stats->errors)},
         {"subhost_server_out_of_space_total", "Writes refused for lack of room.",
          atomic_load(&stats->enospc)},

@@ -185,9 +185,21 @@ static void list_entry(void *to, const struct store_entry *entry)
     json_array_append_new(to, object);
 }
 
+/* What region_query() asks of one region. */
+struct query {
+    struct headroom *headroom;
+    json_t *result;
+};
+
 static void set_entry(void *to, const struct store_entry *entry)
 {
-    *(json_t **)to = describe(entry);
+    struct query *query = to;
+    struct headroom_status status;
+
+    headroom_status(query->headroom, &status);
+    query->result = describe(entry);
+    json_object_set_new(query->result, "headroom", json_integer((json_int_t)status.headroom));
+    json_object_set_new(query->result, "wanted", headroom_wanted(query->headroom, entry->region));
 }
 
 static json_t *region_query(void *opaque, struct control_peer *peer, const json_t *args, int *err,
@@ -196,20 +208,14 @@ static json_t *region_query(void *opaque, struct control_peer *peer, const json_
     static const char *const known[] = {"name", "ticket", NULL};
     struct server *server = opaque;
     const char *name, *ticket;
-    json_t *result = NULL;
+    struct query query = {.headroom = server->headroom};
 
     (void)peer;
-    *err = check_known(args, known, reason);
+    *err = get_name(args, known, &name, &ticket, reason);
     if (!*err) {
-        *err = get_string(args, "name", true, &name, reason);
+        *err = store_visit(&server->store, name, ticket, set_entry, &query, reason);
     }
-    if (!*err) {
-        *err = get_string(args, "ticket", false, &ticket, reason);
-    }
-    if (!*err) {
-        *err = store_visit(&server->store, name, ticket, set_entry, &result, reason);
-    }
-    return result;
+    return query.result;
 }
 
 static json_t *region_list(void *opaque, struct control_peer *peer, const json_t *args, int *err,
@@ -285,7 +291,50 @@ static json_t *region_pull(void *opaque, struct control_peer *peer, const json_t
     return *err ? NULL : json_pack("{s:I}", "bytes", (json_int_t)copied);
 }
 
+static json_t *region_refuse(void *opaque, struct control_peer *peer, const json_t *args, int *err,
+                             struct reason *reason)
+{
+    static const char *const known[] = {"name", "ticket", "offset", "reason", NULL};
+    struct server *server = opaque;
+    struct region *region = NULL;
+    const char *name, *ticket, *why;
+    uint64_t offset;
+
+    (void)peer;
+    *err = get_name(args, known, &name, &ticket, reason);
+    if (!*err) {
+        *err = get_bytes(args, "offset", NULL, &offset, reason);
+    }
+    if (!*err) {
+        *err = get_string(args, "reason", true, &why, reason);
+    }
+    if (!*err) {
+        *err = store_find(&server->store, name, ticket, &region, reason);
+    }
+    if (*err) {
+        return NULL;
+    }
+    if (!headroom_refuse(server->headroom, region, offset, why)) {
+        *err = reason_set(reason, -ENOENT, "that slab was not asked back");
+    }
+    region_unref(region);
+    return NULL;
+}
+
 /* ---- the host ---- */
+
+static void status_headroom(struct server *server, json_t *object, const struct quota_status *quota)
+{
+    struct headroom_status status;
+
+    headroom_status(server->headroom, &status);
+    uint64_t lendable = status.ceiling < quota->memory ? status.ceiling : quota->memory;
+    json_object_set_new(object, "headroom", json_integer((json_int_t)status.headroom));
+    json_object_set_new(object, "available", json_integer((json_int_t)status.available));
+    json_object_set_new(object, "lendable", json_integer((json_int_t)lendable));
+    json_object_set_new(object, "asked_back", json_integer((json_int_t)status.asked));
+    json_object_set_new(object, "given_back", json_integer((json_int_t)status.given_back));
+}
 
 static json_t *status_object(struct server *server)
 {
@@ -300,10 +349,15 @@ static json_t *status_object(struct server *server)
     if (server->rdma) {
         json_array_append_new(data, json_string(nbd_rdma_format(&server->rdma_address, text)));
     }
-    return json_pack("{s:s, s:o, s:I, s:I, s:I, s:I, s:i}", "version", SPLIT_MIGRATE_VERSION,
-                     "data", data, "memory", (json_int_t)quota.memory, "stored",
-                     (json_int_t)quota.stored, "reserved", (json_int_t)quota.reserved, "free",
-                     (json_int_t)quota.free, "regions", (int)store_count(&server->store));
+    json_t *object =
+        json_pack("{s:s, s:o, s:I, s:I, s:I, s:I, s:i}", "version", SPLIT_MIGRATE_VERSION, "data",
+                  data, "memory", (json_int_t)quota.memory, "stored", (json_int_t)quota.stored,
+                  "reserved", (json_int_t)quota.reserved, "free", (json_int_t)quota.free, "regions",
+                  (int)store_count(&server->store));
+    if (server->headroom) {
+        status_headroom(server, object, &quota);
+    }
+    return object;
 }
 
 static json_t *query_status(void *opaque, struct control_peer *peer, const json_t *args, int *err,
@@ -362,7 +416,7 @@ static const struct control_verb verbs[] = {
     {"query-status", query_status},   {"region-create", region_create},
     {"region-keep", region_keep},     {"region-delete", region_delete},
     {"region-list", region_list},     {"region-query", region_query},
-    {"region-settle", region_settle_verb}, {"region-pull", region_pull},
+    {"region-settle", region_settle_verb}, {"region-pull", region_pull}, {"region-refuse", region_refuse},
     {"stats", stats},
     {NULL, NULL},
 };

@@ -402,13 +402,19 @@ static int move_held(struct chunk_mover *mover, const struct layout_block *block
 
 /* ---- back to this host ---- */
 
+/* Is there room that page-out would not have to make again? */
+static bool move_has_room(struct engine *engine)
+{
+    return atomic_load(&engine->resident) < atomic_load(&engine->low);
+}
+
 /* Up to MOVE_READ_PAGES pages from @page that are REMOTE, and for which there is room, taken for us. */
 static unsigned move_take_run(struct engine *engine, uint64_t page, uint64_t end)
 {
     unsigned n = 0;
 
     while (page + n < end && n < MOVE_READ_PAGES &&
-           pagemap_get(engine->map, page + n) == PAGE_REMOTE &&
+           pagemap_get(engine->map, page + n) == PAGE_REMOTE && move_has_room(engine) &&
            room_take_spare(engine, page_chunk(page))) {
         if (!pagemap_lock(engine->map, page + n, PAGE_REMOTE)) {
             room_give(engine, page_chunk(page), 1);

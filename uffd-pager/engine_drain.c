@@ -12,7 +12,7 @@
  *
  * For a slab the pager chooses the place as page-out does (pageout_place.c).  If no sub-host has room, a drain
  * waits and the operator is told; a slab that was asked for is fetched to this host if there is room below
- * the high watermark, else the sub-host is told that it cannot have it (`region-refuse`).
+ * the low watermark, else the sub-host is told that it cannot have it (`region-refuse`).
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -28,6 +28,7 @@
 #define DRAIN_FRESH_US 500000u /* how long an answer about room serves */
 #define DRAIN_ROOM_US 700000u  /* how long one is waited for */
 #define DRAIN_NAP_US 1000u
+#define DRAIN_REFUSAL_US 10000000u
 
 struct drain {
     struct engine *engine;
@@ -40,6 +41,7 @@ struct drain {
     struct chunk_mover *mover; /* the rest: thread only */
     uint64_t *emptied;        /* bitmap of sub-hosts: nothing is left, all was trimmed */
     bool told_full;
+    uint64_t refusal_us; /* nothing is said of another one before */
     unsigned seed;
 };
 
@@ -73,7 +75,15 @@ static bool drain_may_take(const struct engine *engine, unsigned index)
            units_now_us() >= atomic_load_explicit(&host->fence_us, memory_order_acquire);
 }
 
-static uint64_t drain_room(struct engine *engine, unsigned index)
+/* Is it only for now that it takes nothing? */
+static bool drain_may_take_later(const struct engine *engine, unsigned index)
+{
+    return !drain_is_asked(engine, index) && !drain_may_take(engine, index) &&
+           !link_host_lost(&engine->hosts[index]);
+}
+
+/* Return: false if it does not say in time. */
+static bool drain_room(struct engine *engine, unsigned index, uint64_t *room)
 {
     struct link_host *host = &engine->hosts[index];
     uint64_t since = units_now_us();
@@ -81,15 +91,19 @@ static uint64_t drain_room(struct engine *engine, unsigned index)
 
     while (atomic_load_explicit(&host->room_us, memory_order_acquire) < fresh) {
         if (engine_over(engine) || units_now_us() > since + DRAIN_ROOM_US) {
-            return 0;
+            return false;
         }
         link_ask_room(host);
         drain_nap(DRAIN_NAP_US);
     }
-    return atomic_load_explicit(&host->room, memory_order_relaxed);
+    *room = atomic_load_explicit(&host->room, memory_order_relaxed);
+    return true;
 }
 
-/* Of a few sub-hosts drawn at random the one with the most room, by weight; those without are crossed out. */
+/*
+ * Of a few sub-hosts drawn at random the one with the most room, by weight; those without are crossed out.
+ * Return: its number; -ENOSPC: none has room; -EAGAIN: none now.
+ */
 static int drain_draw(struct drain *drain, bool *without)
 {
     const struct engine_config *config = &drain->engine->config;
@@ -97,18 +111,22 @@ static int drain_draw(struct drain *drain, bool *without)
     unsigned n = 0, drawn = 0;
     uint64_t most = 0;
     int best = -1;
+    bool later = false;
 
     for (unsigned i = 0; i < config->n_subhosts; i++) {
         if (!without[i] && drain_may_take(drain->engine, i)) {
             list[n++] = (uint8_t)i;
         }
+        later = later || (!without[i] && drain_may_take_later(drain->engine, i));
     }
     while (n > 0 && drawn < config->choices) {
         unsigned at = (unsigned)rand_r(&drain->seed) % n;
         unsigned index = list[at];
-        uint64_t room = drain_room(drain->engine, index);
+        uint64_t room;
+        bool told = drain_room(drain->engine, index, &room);
         list[at] = list[--n];
-        if (room < PAGE_BYTES) {
+        if (!told || room < PAGE_BYTES) {
+            later = later || !told;
             without[index] = true;
             continue;
         }
@@ -118,14 +136,14 @@ static int drain_draw(struct drain *drain, bool *without)
             most = room;
         }
     }
-    return best;
+    return best >= 0 ? best : later ? -EAGAIN : -ENOSPC;
 }
 
-/* Return: a sub-host for the chunk's slab; -1: none.  @without: those that are not asked. */
-static int drain_target(struct drain *drain, uint64_t chunk, bool *without)
+/* A sub-host for the chunk's slab.  @without: those that are not asked.  Return: as drain_draw(). */
+static int drain_target(struct drain *drain, uint64_t chunk, unsigned copy, bool *without)
 {
     struct engine *engine = drain->engine;
-    uint8_t home = atomic_load(&pagemap_slab_of(engine->map, chunk)->home[0]);
+    uint8_t home = atomic_load(&pagemap_slab_of(engine->map, chunk)->home[copy]);
 
     if (home < engine->config.n_subhosts && !without[home] && drain_may_take(engine, home)) {
         return home;
@@ -150,7 +168,7 @@ static int drain_move(struct drain *drain, uint64_t chunk, unsigned from)
     if (other < drain->engine->config.n_subhosts) {
         without[other] = true;
     }
-    while ((to = drain_target(drain, chunk, without)) >= 0) {
+    while ((to = drain_target(drain, chunk, copy, without)) >= 0) {
         int err = chunk_move(drain->mover, chunk, copy, (uint8_t)to);
         if (!err) {
             atomic_store(&pagemap_slab_of(map, chunk)->home[copy], (uint8_t)to);
@@ -160,7 +178,7 @@ static int drain_move(struct drain *drain, uint64_t chunk, unsigned from)
         }
         without[to] = true;
     }
-    return -ENOSPC;
+    return to;
 }
 
 /* ---- a sub-host that is to be empty ---- */
@@ -235,14 +253,30 @@ void drain_kick(struct engine *engine)
     pthread_mutex_unlock(&drain->lock);
 }
 
-void drain_want(struct engine *engine, unsigned index, uint64_t offset)
+void drain_want(struct engine *engine, unsigned index, uint64_t offset, uint64_t length)
 {
     struct drain *drain = engine->drain;
-    uint64_t slab = offset / CHUNK_BYTES >> engine->map->slab_shift;
+    uint64_t bytes = CHUNK_BYTES << engine->map->slab_shift;
+    bool news = false;
 
-    if (slab < engine->map->n_slabs && atomic_exchange(&drain->wanted[slab], (uint8_t)(index + 1)) != index + 1) {
+    /* Its slabs are of our size, or it does not know ours. */
+    for (uint64_t slab = offset / bytes;
+         slab < engine->map->n_slabs && slab * bytes < offset + length; slab++) {
+        news |= atomic_exchange(&drain->wanted[slab], (uint8_t)(index + 1)) != index + 1;
+    }
+    if (news) {
         drain_kick(engine);
     }
+}
+
+/* With a backup there is a place that is never full. */
+static bool drain_leave_to_backup(struct drain *drain, uint64_t chunk, unsigned from)
+{
+    const struct pagemap *map = drain->engine->map;
+
+    return (pagemap_home(map, chunk, 0) == PAGEMAP_BACKUP ||
+            pagemap_home(map, chunk, 1) == PAGEMAP_BACKUP) &&
+           homes_drop(drain->engine, chunk, (uint8_t)from);
 }
 
 /* Fetch what no other sub-host has room for. */
@@ -264,8 +298,11 @@ static void drain_refuse(struct drain *drain, uint64_t slab, unsigned from)
     struct reason reason = {""};
     const char *why = "no other sub-host of the guest has room, and its main host has none either";
 
-    log_warn("sub-host '%s' is short of memory, but cannot be relieved: %s",
-             engine->config.subhost[from].name, why);
+    if (units_now_us() > drain->refusal_us) {
+        drain->refusal_us = units_now_us() + DRAIN_REFUSAL_US;
+        log_warn("sub-host '%s' is short of memory, but cannot be relieved: %s",
+                 engine->config.subhost[from].name, why);
+    }
     int err = pull_tell(chunk_mover_puller(drain->mover), from, "region-refuse",
                         json_pack("{s:I, s:s}", "offset",
                                   (json_int_t)((slab << engine->map->slab_shift) * CHUNK_BYTES),
@@ -292,6 +329,9 @@ static int drain_slab(struct drain *drain, uint64_t slab, unsigned from)
             continue;
         }
         int err = drain_move(drain, chunk, from);
+        if (err == -ENOSPC && drain_leave_to_backup(drain, chunk, from)) {
+            err = 0;
+        }
         err = err == -ENOSPC ? drain_bring_back(drain, chunk, from) : err;
         if (err == -ENOSPC) {
             drain_refuse(drain, slab, from);

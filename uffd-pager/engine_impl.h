@@ -227,8 +227,8 @@ void drain_join(struct engine *engine);
 void drain_end(struct engine *engine);
 /** drain_kick() - there is something to settle, to move or to tidy; any thread */
 void drain_kick(struct engine *engine);
-/** drain_want() - sub-host @index wants the slab at @offset (bytes) of its region back; any thread */
-void drain_want(struct engine *engine, unsigned index, uint64_t offset);
+/** drain_want() - sub-host @index wants back what is in [offset, offset + length) of its region; any thread */
+void drain_want(struct engine *engine, unsigned index, uint64_t offset, uint64_t length);
 
 /* ---- engine_repair.c ---- */
 /** @recover: an earlier worker's WRITEs may still be on their way */

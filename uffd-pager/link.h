@@ -75,6 +75,7 @@ struct link_host {
     _Atomic uint64_t room;    /* bytes; LINK_ROOM_UNKNOWN */
     _Atomic uint64_t room_us; /* when it was told; 0: never */
     struct control_client *control; /* thread only */
+    uint64_t poll_us; /* ask for slabs it wants back then; UINT64_MAX: it does not watch its headroom.  Thread only */
     _Atomic bool waited;     /* the guest waits for a page of this sub-host, which is lost */
     bool paused;             /* and is stopped for it; thread only */
     bool told_tcp;           /* that TCP does it, as RDMA did not come up; thread only */

@@ -18,6 +18,8 @@
 #define LINK_STAGING (1u << 20) /* of an RDMA connection */
 #define LINK_JUDGE_MS 50u
 #define LINK_ROOM_MS 500 /* for an answer about room */
+#define LINK_POLL_US 1000000u /* a sub-host that watches its headroom is asked what it wants back */
+#define LINK_POLL_AGAIN_US 5000000u
 #define LINK_GATHER_US 200000u /* lost pages come in crowds: count for a while, tell once */
 #define LINK_TELL_PAGES_US 1000000u
 #define LINK_HANDSHAKE_MAX_MS 3000
@@ -368,6 +370,7 @@ static void link_connect(struct link_host *host, struct link *link, struct reaso
     }
     link->wanted = false;
     link->made_us = now;
+    host->poll_us = 0; /* it may be another server, with other options */
     atomic_store_explicit(&link->fresh, channel, memory_order_release);
     engine_kick(link->kick);
     /* A handshake is an answer, unless links break right after it. */
@@ -390,10 +393,27 @@ static void link_wait(struct link_host *host, uint64_t until_us)
 void link_ask_room(struct link_host *host)
 {
     if (!atomic_exchange_explicit(&host->ask, true, memory_order_acq_rel)) {
-        stats_add(&host->engine->stats.room_asked, 1);
         pthread_mutex_lock(&host->lock);
         pthread_cond_signal(&host->changed);
         pthread_mutex_unlock(&host->lock);
+    }
+}
+
+/* A sub-host short of memory tells which slabs it would have back (docs/protocols.md). */
+static void link_hear_wanted(struct link_host *host, const json_t *answer)
+{
+    const json_t *slab;
+    size_t i;
+
+    host->poll_us = json_integer_value(json_object_get(answer, "headroom")) > 0
+                        ? units_now_us() + LINK_POLL_US
+                        : UINT64_MAX;
+    json_array_foreach(json_object_get(answer, "wanted"), i, slab) {
+        json_int_t offset = json_integer_value(json_array_get(slab, 0));
+        json_int_t length = json_integer_value(json_array_get(slab, 1));
+        if (offset >= 0 && length > 0) {
+            drain_want(host->engine, host->index, (uint64_t)offset, (uint64_t)length);
+        }
     }
 }
 
@@ -404,6 +424,7 @@ static int link_query_room(struct link_host *host, uint64_t *room, struct reason
     json_t *answer = NULL;
     int err = 0;
 
+    stats_add(&host->engine->stats.room_asked, 1);
     if (!host->control) {
         err = control_connect(&host->control, &subhost->control, LINK_ROOM_MS, reason);
     }
@@ -417,6 +438,7 @@ static int link_query_room(struct link_host *host, uint64_t *room, struct reason
     const json_t *bytes = json_object_get(answer, "room");
     if (!err && json_is_integer(bytes) && json_integer_value(bytes) >= 0) {
         *room = (uint64_t)json_integer_value(bytes);
+        link_hear_wanted(host, answer);
     } else if (!err) {
         err = -EPROTO;
     }
@@ -430,9 +452,13 @@ static void link_tell_room(struct link_host *host)
     uint64_t room = LINK_ROOM_UNKNOWN;
     struct reason reason = {""};
 
-    if (!atomic_load_explicit(&host->ask, memory_order_acquire)) {
+    bool asked = atomic_load_explicit(&host->ask, memory_order_acquire);
+
+    if (!asked && units_now_us() < host->poll_us) {
         return;
     }
+    host->poll_us = link_subhost(host)->control.host[0] ? units_now_us() + LINK_POLL_AGAIN_US
+                                                         : UINT64_MAX;
     if (link_subhost(host)->control.host[0] && link_query_room(host, &room, &reason) < 0) {
         log_debug("sub-host '%s' does not say how much room it has: %s", link_subhost(host)->name,
                   reason.text);
@@ -441,8 +467,10 @@ static void link_tell_room(struct link_host *host)
     }
     atomic_store_explicit(&host->room, room, memory_order_relaxed);
     atomic_store_explicit(&host->room_us, units_now_us(), memory_order_release);
-    atomic_store_explicit(&host->ask, false, memory_order_release);
-    link_kick_all(host);
+    if (asked) {
+        atomic_store_explicit(&host->ask, false, memory_order_release);
+        link_kick_all(host);
+    }
 }
 
 static void *link_host_main(void *arg)
@@ -469,7 +497,7 @@ static void *link_host_main(void *arg)
             uint64_t judge = now + LINK_JUDGE_MS * 1000;
             next = next < judge ? next : judge;
         }
-        link_wait(host, next);
+        link_wait(host, next < host->poll_us ? next : host->poll_us);
     }
     pthread_mutex_unlock(&host->lock);
     return NULL;
@@ -484,6 +512,7 @@ static void link_host_init(struct link_host *host, struct engine *engine, unsign
     host->timeout_ms = timeout > LINK_HANDSHAKE_MAX_MS ? LINK_HANDSHAKE_MAX_MS : timeout;
     host->engine = engine;
     host->index = index;
+    host->poll_us = UINT64_MAX;
     pthread_mutex_init(&host->lock, NULL);
     pthread_condattr_init(&attr);
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);

@@ -105,7 +105,9 @@ def check_subhost(cluster, subhost):
     samples, stats = scrape(subhost.metrics), subhost.call("stats")
     for key, name in (("memory", "memory_bytes"), ("stored", "stored_bytes"), ("reserved", "reserved_bytes"),
                       ("free", "free_bytes"), ("regions", "regions"), ("connections", "connections"),
-                      ("writes", "writes_total"), ("read_bytes", "read_bytes_total"), ("errors", "errors_total")):
+                      ("writes", "writes_total"), ("read_bytes", "read_bytes_total"), ("errors", "errors_total"),
+                      ("headroom", "headroom_bytes"), ("lendable", "lendable_bytes"),
+                      ("given_back", "given_back_bytes_total"), ("pulled_bytes", "pulled_bytes_total")):
         if samples["subhost_server_" + name, ()] != stats[key]:
             raise Failure("%s: %s, %s" % (name, samples["subhost_server_" + name, ()], stats[key]))
     if samples["subhost_server_region_stored_bytes", (("region", cluster.uuid),)] != stats["stored"]:
@@ -165,7 +167,7 @@ def test(cluster):
     subhosts = []
     for name in "suba", "subb":
         path = "%s/%s.http" % (cluster.dir, name)
-        subhosts.append(cluster.subhost(128 * MIB, name, options=["--metrics", "unix:" + path]))
+        subhosts.append(cluster.subhost(128 * MIB, name, options=["--metrics", "unix:" + path, "--headroom", "1M"]))
         subhosts[-1].metrics = path
     if scrape(target.metrics)["uffd_pager_guests", ()] != 0:
         raise Failure("guests before there are any")

@@ -4,6 +4,7 @@
 
 import contextlib
 import os
+import signal
 import sys
 import time
 
@@ -18,14 +19,14 @@ SIZE = 96 * MIB
 
 @contextlib.contextmanager
 def guest(n, limit=None, **options):
-    """A guest on n sub-hosts; yields it and the hosts' control connections."""
+    """A guest on n sub-hosts; yields it, the hosts' control connections, and the hosts."""
     with contextlib.ExitStack() as stack:
         hosts = [stack.enter_context(Subhost(memory="512M")) for _ in range(n)]
         controls = [stack.enter_context(with_region(host, SIZE, limit=limit)) for host in hosts]
         values = dict(size=["71M", "23M"], budget="24M", low="16M", high="20M", local=15, remote=70, threads=4,
                       granule="256K", prefetch=8)
         values.update(options)
-        yield stack.enter_context(EnginePlay([(h.unix, h.control_address) for h in hosts], **values)), controls
+        yield stack.enter_context(EnginePlay([(h.unix, h.control_address) for h in hosts], **values)), controls, hosts
 
 
 def rate(play, seconds):
@@ -35,7 +36,7 @@ def rate(play, seconds):
 
 
 def test_one_of_three_under_load():
-    with guest(3) as (play, controls):
+    with guest(3) as (play, controls, _):
         play("mode", "random")
         play("go")
         usual = rate(play, 2)
@@ -66,7 +67,7 @@ def test_one_of_three_under_load():
 
 
 def test_killed_while_moving():
-    with guest(2) as (play, controls):
+    with guest(2) as (play, controls, _):
         play("mode", "random")
         for turn in range(6):
             play("go")
@@ -85,8 +86,29 @@ def test_killed_while_moving():
         assert play("stats")["lost"] == 0, play.events
 
 
+def test_killed_while_the_target_is_stopped():
+    # The old worker's request for a copy is still on its way when the new worker comes.
+    with guest(2) as (play, controls, hosts):
+        play("mode", "random")
+        play("go")
+        assert play("drain", 0, 1)["err"] == 0
+        eventually(lambda: play("stats")["engine"]["chunks_moved"] > 1, "chunks are moving", 20)
+        hosts[1].process.send_signal(signal.SIGSTOP)
+        time.sleep(0.3)  # nothing tells that the request has been sent
+        play("kill")
+        play.start()
+        settling = play("stats")["engine"]["subhosts"][1]["settling"]
+        hosts[1].process.send_signal(signal.SIGCONT)
+        assert settling, "the new worker knows that a copy may be going on"
+        play("go")
+        eventually(lambda: play.event("SUBHOST_EMPTY"), "it is empty", 60)
+        assert not play("stats")["engine"]["subhosts"][1]["settling"]
+        play.check()
+        assert play("stats")["lost"] == 0 and controls[0].region(NAME)["stored"] == 0
+
+
 def test_no_room_elsewhere():
-    with guest(2, limit=40 * MIB) as (play, controls):
+    with guest(2, limit=40 * MIB) as (play, controls, _):
         play("go")
         assert play("drain", 0, 1)["err"] == 0
         eventually(lambda: play.event("DRAIN_STALLED"), "the operator is told", 30)

@@ -32,6 +32,7 @@ def test_bad_words():
             (["--memory", "-1"], "--memory: '-1' is not a size such as 64G"),
             (["--memory", "99999999T"], "--memory: '99999999T' is not a size such as 64G"),
             (["--memory", "100"], "--memory: '100' is less than one page of 4 KiB"),
+            (["--memory", "1G", "--headroom", "some"], "--headroom: 'some' is not a size such as 4G"),
             (["--memory"], "--memory needs an argument; try --help"),
             (["--mem0ry", "1G"], "--mem0ry is not an option; try --help"),
             (["-x"], "-x is not an option; try --help"),

@@ -1,0 +1,143 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A sub-host that runs short of memory gives slabs back while its guest runs, and lends again slowly."""
+
+import contextlib
+import os
+import sys
+import tempfile
+import shutil
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
+import checks
+from cgroup import MemoryGroup
+from checks import eventually
+from engineplay import NAME, EnginePlay
+from subhost import MIB, Subhost
+
+SIZE = 96 * MIB
+GROUP = 256 * MIB
+HEADROOM = 64 * MIB
+HOG = 165 * MIB      # some of it must go
+BIG_HOG = 190 * MIB  # all of it
+SLAB = 4 * MIB
+
+
+def keep_region(host, limit=SIZE):
+    control = host.control()
+    control.call("region-create", name=NAME, size=SIZE, limit=limit, slab=SLAB)
+    control.call("region-keep", name=NAME)
+    return control
+
+
+@contextlib.contextmanager
+def guest(n, limit=SIZE, options=(), **values):
+    """A guest on n sub-hosts, the first of which is in a cgroup and watches its headroom."""
+    with contextlib.ExitStack() as stack:
+        group = stack.enter_context(MemoryGroup(GROUP))
+        hosts = [stack.enter_context(Subhost("--headroom", str(HEADROOM), memory="128M", prefix=group.prefix))]
+        hosts += [stack.enter_context(Subhost(*options, memory="512M")) for _ in range(n - 1)]
+        controls = [keep_region(host, SIZE if host is hosts[0] else limit) for host in hosts]
+        play = dict(size=["71M", "23M"], budget="24M", low="16M", high="20M", local=15, remote=70, threads=4,
+                    granule="256K", prefetch=8)
+        play.update(values)
+        yield stack.enter_context(EnginePlay([(h.unix, h.control_address) for h in hosts], **play)), \
+            hosts, controls, group
+
+
+def stored(control):
+    return control.region(NAME)["stored"]
+
+
+def status(control):
+    return control.call("query-status")
+
+
+def test_hog_under_load():
+    with guest(3) as (play, hosts, controls, group):
+        play("mode", "random")
+        play("go")
+        first = status(controls[0])
+        assert first["available"] > HEADROOM and first["lendable"] == 128 * MIB, first
+        held = stored(controls[0])
+        assert held > 8 * MIB, held
+        began = time.monotonic()
+        group.eat(HOG)
+        eventually(lambda: status(controls[0])["lendable"] < 128 * MIB, "it lends less", 5)
+        eventually(lambda: status(controls[0])["available"] >= HEADROOM, "the headroom is free again", 20)
+        took = time.monotonic() - began
+        now = status(controls[0])
+        assert now["given_back"] >= 4 * MIB, now
+        assert play("stats")["engine"]["slabs_given_back"] > 0
+        assert sum(control.call("stats")["pulled_bytes"] for control in controls[1:]) > 0
+        # It takes nothing more than it may, however the guest runs.
+        stats = play.play(1)
+        assert stored(controls[0]) <= now["lendable"]
+        assert stats["errors"] == 0 and stats["lost"] == 0, stats
+        play.check()
+        # And when the hog is gone it grows in steps, and takes pages again.
+        play("go")
+        low = status(controls[0])["lendable"]
+        group.release()
+        eventually(lambda: status(controls[0])["lendable"] > low, "it lends more", 20)
+        grown = status(controls[0])["lendable"]
+        assert grown <= low + 3 * MIB, "not all at once: %d, %d" % (low, grown)
+        eventually(lambda: status(controls[0])["lendable"] > grown + 3 * MIB, "it goes on", 20)
+        play.check()
+        print("%d MiB were given back, in %.1f s; longest access %.0f ms"
+              % (now["given_back"] // MIB, took, stats["longest_us"] / 1000))
+
+
+def test_worker_killed_while_slabs_move():
+    with guest(3) as (play, hosts, controls, group):
+        play("mode", "random")
+        play("go")
+        group.eat(BIG_HOG)
+        for _ in range(3):
+            eventually(lambda: play("stats")["engine"]["chunks_moved"] > 0 or not stored(controls[0]),
+                       "chunks are moving", 20)
+            play("kill")
+            play.start()
+            play("go")
+        eventually(lambda: not stored(controls[0]), "all was given back", 20)
+        play.check()
+        assert play("stats")["lost"] == 0, play.events
+
+
+def test_target_killed_in_mid_copy():
+    state = tempfile.mkdtemp(prefix="subhost-state-", dir="/dev/shm")
+    try:
+        with guest(2, options=("--state-dir", state)) as (play, hosts, controls, group):
+            play("mode", "random")
+            play("go")
+            left = []
+            group.eat(BIG_HOG)
+            for turn in range(3):
+                moved = play("stats")["engine"]["chunks_moved"]
+                eventually(lambda: play("stats")["engine"]["chunks_moved"] > moved or not stored(controls[0]),
+                           "chunks are moving", 40)
+                hosts[1].kill()
+                left.append(stored(controls[0]))
+                hosts[1].launch()
+            eventually(lambda: not stored(controls[0]), "all was given back", 60)
+            assert left[0], "it was not in the middle"
+            play.check()
+            assert play("stats")["lost"] == 0, play.events
+    finally:
+        shutil.rmtree(state)
+
+
+def test_nowhere_else():
+    # What the other one cannot take comes back to the main host while there is room, and no further.
+    with guest(2, limit=44 * MIB, budget="36M", low="28M", high="32M") as (play, hosts, controls, group):
+        play("go")
+        group.eat(GROUP - 64 * MIB)
+        hosts[0].wait_log("memory is not given back: no other sub-host of the guest has room", 30)
+        stats = play.check()
+        assert stats["errors"] == 0 and stats["lost"] == 0, stats
+        assert stats["engine"]["slabs_given_back"] and stored(controls[0]), "what could go has gone: %s" % stats
+
+
+if __name__ == "__main__":
+    checks.main(globals())
