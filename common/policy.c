@@ -26,6 +26,8 @@ const struct policy_key policy_keys[] = {
     {"pages", "choices", MAIN(choices), 1, POLICY_MAX_CHOICES, POLICY_NUMBER, false},
     {"pages", "subhost-timeout", MAIN(subhost_timeout_s), 1, 86400, POLICY_NUMBER, false},
     {"pages", "subhost-lost", MAIN(subhost_lost), 0, 0, POLICY_LOSS, false},
+    {"redundancy", "redundancy", MAIN(redundancy), 0, 0, POLICY_REDUNDANCY, false},
+    {"redundancy", "backup", MAIN(backup), 0, 0, POLICY_DIRECTORY, false},
     {"predictor", "policy", MAIN(predictor), 0, 0, POLICY_PREDICTOR, false},
     {"predictor", "profile-seconds", MAIN(profile_seconds), 0, 3600, POLICY_NUMBER, false},
     {"predictor", "period-ms", MAIN(period_ms), 10, 3600000, POLICY_NUMBER, false},
@@ -55,6 +57,7 @@ void policy_init(struct policy *policy, const char *const *predictors)
     policy->choices = 2;
     policy->subhost_timeout_s = 30;
     memcpy(policy->subhost_lost, "poison", sizeof("poison"));
+    memcpy(policy->redundancy, "none", sizeof("none"));
     snprintf(policy->predictor, sizeof(policy->predictor), "%s", predictors[0]);
     policy->profile_seconds = 5;
     policy->period_ms = 1000;
@@ -183,6 +186,29 @@ static int policy_parse_loss(char to[POLICY_WORD_LEN], const char *value, struct
     return 0;
 }
 
+static int policy_parse_redundancy(char to[POLICY_WORD_LEN], const char *value,
+                                   struct reason *reason)
+{
+    if (strcmp(value, "none") != 0 && strcmp(value, "replica") != 0 &&
+        strcmp(value, "backup") != 0) {
+        return reason_set(reason, -EINVAL, "redundancy '%.64s' must be none, replica or backup",
+                          value);
+    }
+    memcpy(to, value, strlen(value) + 1);
+    return 0;
+}
+
+static int policy_parse_directory(const struct policy_key *key, const char *value,
+                                  char to[POLICY_TEXT_LEN], struct reason *reason)
+{
+    if (value[0] != '/') {
+        return reason_set(reason, -EINVAL,
+                          "%s '%.64s' must be a folder's whole path on the main host, from /",
+                          key->name, value);
+    }
+    return policy_parse_text(key, value, to, reason);
+}
+
 bool policy_uri_is_rdma(const char *uri)
 {
     return strncmp(uri, "rdma", 4) == 0;
@@ -288,6 +314,10 @@ int policy_set(struct policy *policy, struct policy_subhost *subhost, const stru
         return policy_parse_predictor(policy, value, reason);
     case POLICY_LOSS:
         return policy_parse_loss(to, value, reason);
+    case POLICY_REDUNDANCY:
+        return policy_parse_redundancy(to, value, reason);
+    case POLICY_DIRECTORY:
+        return policy_parse_directory(key, value, to, reason);
     case POLICY_FALLBACK:
         return policy_parse_fallback(to, value, reason);
     case POLICY_URI:
@@ -380,6 +410,30 @@ static int policy_check_marks(const struct policy *policy, struct reason *reason
     return 0;
 }
 
+static int policy_check_redundancy(const struct policy *policy, struct reason *reason)
+{
+    bool backup = strcmp(policy->redundancy, "backup") == 0;
+    char place[128];
+
+    if (strcmp(policy->redundancy, "replica") == 0 && policy->n_subhosts < 2) {
+        return reason_set(reason, -EINVAL,
+                          "%sredundancy = replica needs at least two sub-hosts, and there is one",
+                          policy_place(policy, "redundancy", place, sizeof(place)));
+    }
+    if (backup && !policy->backup[0]) {
+        return reason_set(reason, -EINVAL,
+                          "%sredundancy = backup needs a folder: backup = DIR must be there, too",
+                          policy_place(policy, "redundancy", place, sizeof(place)));
+    }
+    if (!backup && policy->backup[0]) {
+        return reason_set(reason, -EINVAL,
+                          "%sbackup is used with redundancy = backup only, and that is %s",
+                          policy_place(policy, "backup", place, sizeof(place)),
+                          policy->redundancy);
+    }
+    return 0;
+}
+
 int policy_check(const struct policy *policy, struct reason *reason)
 {
     uint64_t weights = 0;
@@ -416,5 +470,5 @@ int policy_check(const struct policy *policy, struct reason *reason)
                           "%.80s:%u: every sub-host's weight is 0: at least one must be above 0",
                           policy->file, policy->subhost[0].line);
     }
-    return 0;
+    return policy_check_redundancy(policy, reason);
 }

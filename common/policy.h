@@ -57,6 +57,9 @@ struct policy {
     uint64_t subhost_timeout_s; /* how long the guest waits for a sub-host that does not answer */
     char subhost_lost[POLICY_WORD_LEN]; /* and then: wait, pause, poison */
 
+    char redundancy[POLICY_WORD_LEN]; /* none, replica, backup */
+    char backup[POLICY_TEXT_LEN];     /* the folder on the main host; "": not set */
+
     char predictor[32];
     uint64_t profile_seconds;
     uint64_t period_ms;

@@ -23,7 +23,9 @@ static void memstat_read_subhosts(struct memstat *stat, const json_t *array)
         subhost->remote = hosts_bytes(item, "remote") * PAGE_BYTES;
         subhost->stored = hosts_bytes(item, "pages") * PAGE_BYTES;
         subhost->connected = json_is_true(json_object_get(item, "connected"));
+        subhost->at_risk = hosts_bytes(item, "at_risk") * PAGE_BYTES;
         stat->remote += subhost->remote;
+        stat->at_risk += subhost->at_risk;
     }
 }
 
@@ -58,6 +60,7 @@ void memstat_read(struct memstat *stat, const json_t *guest)
     stat->fault_p50_us = hosts_bytes(fault, "p50");
     stat->fault_p99_us = hosts_bytes(fault, "p99");
     stat->fault_max_us = hosts_bytes(fault, "max");
+    snprintf(stat->redundancy, sizeof(stat->redundancy), "%s", hosts_text(guest, "redundancy"));
     if (stat->split) {
         memstat_read_subhosts(stat, json_object_get(guest, "subhosts"));
     }
@@ -130,6 +133,7 @@ json_t *memstat_json(const struct memstat *stat)
         {"low_watermark_bytes", stat->low_watermark},
         {"high_watermark_bytes", stat->high_watermark},
         {"remote_bytes", stat->remote},
+        {"at_risk_bytes", stat->at_risk},
         {"page_ins", stat->page_ins},
         {"page_in_rate", stat->page_in_rate},
         {"prefetched", stat->prefetched},
@@ -148,11 +152,13 @@ json_t *memstat_json(const struct memstat *stat)
     for (unsigned i = 0; i < stat->n_subhosts; i++) {
         const struct memstat_subhost *subhost = &stat->subhost[i];
         json_array_append_new(subhosts,
-                              json_pack("{s:s, s:I, s:I, s:b}", "name", subhost->name,
+                              json_pack("{s:s, s:I, s:I, s:I, s:b}", "name", subhost->name,
+                                        "at_risk_bytes", (json_int_t)subhost->at_risk,
                                         "remote_bytes", (json_int_t)subhost->remote, "stored_bytes",
                                         (json_int_t)subhost->stored, "connected",
                                         subhost->connected));
     }
+    json_object_set_new(object, "redundancy", json_string(stat->redundancy));
     json_object_set_new(object, "subhosts", subhosts);
     return object;
 }

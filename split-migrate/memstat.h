@@ -13,6 +13,7 @@ struct memstat_subhost {
     char name[POLICY_NAME_LEN];
     uint64_t remote; /* bytes that are only there */
     uint64_t stored; /* these, and copies of clean pages that are resident, too */
+    uint64_t at_risk; /* there and nowhere else */
     bool connected;
 };
 
@@ -24,6 +25,8 @@ struct memstat {
     uint64_t ram, present, resident, resident_max;
     uint64_t budget, low_watermark, high_watermark;
     uint64_t remote; /* on all sub-hosts */
+    uint64_t at_risk; /* on one sub-host and nowhere else */
+    char redundancy[16];
     uint64_t page_ins, prefetched, page_outs, lost_pages;
     uint64_t page_in_rate, prefetch_rate, page_out_rate;
     uint64_t fault_p50_us, fault_p99_us, fault_max_us;

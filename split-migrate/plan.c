@@ -20,6 +20,11 @@ static uint64_t plan_round_up(uint64_t bytes)
     return (bytes + CHUNK_BYTES - 1) / CHUNK_BYTES * CHUNK_BYTES;
 }
 
+static unsigned plan_copies(const struct plan *plan)
+{
+    return plan->copies ? plan->copies : 1;
+}
+
 /* What sub-host @i can take, leaving out the chunk that is kept for rounding. */
 static uint64_t plan_room(const struct plan *plan, unsigned i)
 {
@@ -28,6 +33,9 @@ static uint64_t plan_room(const struct plan *plan, unsigned i)
 
     if (subhost->memory) {
         most = plan_min(most, subhost->memory);
+    }
+    if (plan_copies(plan) > 1) {
+        most = plan_min(most, plan_round_up(plan->sub_bytes + plan->growth) + CHUNK_BYTES);
     }
     most = most / CHUNK_BYTES * CHUNK_BYTES;
     return most > CHUNK_BYTES ? most - CHUNK_BYTES : 0;
@@ -88,9 +96,10 @@ static int plan_refuse_subhosts(const struct plan *plan, uint64_t need, uint64_t
                  subhost->name, limited ? "may give" : "has",
                  units_format_size(limited ? subhost->memory : subhost->free, have, sizeof(have)));
     }
-    return reason_set(reason, -ENOSPC, "sub-host%s %s: %s needed, %s more than there is",
+    return reason_set(reason, -ENOSPC, "sub-host%s %s: %s needed%s, %s more than there is",
                       plan->n_subhosts > 1 ? "s lack memory:" : " lacks memory:", list,
                       units_format_size(need, want, sizeof(want)),
+                      plan_copies(plan) > 1 ? " for two copies" : "",
                       units_format_size(lacking, lack, sizeof(lack)));
 }
 
@@ -120,7 +129,7 @@ static void plan_shares(struct plan *plan, uint64_t existing)
 /* The chunk for rounding, what the region may hold at most, and what is not guaranteed. */
 static void plan_limits(struct plan *plan)
 {
-    uint64_t guaranteed = plan->budget;
+    uint64_t guaranteed = 0;
 
     for (unsigned i = 0; i < plan->n_subhosts; i++) {
         struct plan_subhost *subhost = &plan->subhost[i];
@@ -132,6 +141,7 @@ static void plan_limits(struct plan *plan)
         subhost->reserve = plan_min(subhost->reserve, subhost->limit);
         guaranteed += subhost->reserve;
     }
+    guaranteed = plan->budget + guaranteed / plan_copies(plan);
     plan->shortfall = guaranteed < plan->ram ? plan->ram - guaranteed : 0;
 }
 
@@ -160,7 +170,7 @@ int plan_make(struct plan *plan, struct reason *reason)
                               units_format_size(plan->subhost[i].free, b, sizeof(b)));
         }
     }
-    uint64_t need = plan->sub_bytes + plan->growth;
+    uint64_t need = plan_copies(plan) * (plan->sub_bytes + plan->growth);
     uint64_t left = plan_fill(plan, need, true);
     left = plan_fill(plan, left, false);
     if (left) {

@@ -10,6 +10,9 @@
  * the sub-hosts in proportion to weight times room.  A sub-host that is full
  * passes its share on; those with weight 0 come in when the others are full.
  *
+ * If there are to be two copies of each page, twice as much is reserved, and at most half of it on one
+ * sub-host, since a page's copies must be on two.
+ *
  * Shares are rounded up to chunks, since the predictor does not divide a chunk
  * between sub-hosts, and each gets a chunk more for what rounding moves about.
  */
@@ -39,6 +42,7 @@ struct plan {
     uint64_t low_watermark;
     uint64_t main_free; /* the main host's available memory */
     bool main_known;    /* false: the main host was not asked */
+    unsigned copies;  /* of each page, on different sub-hosts; 0 means 1 */
     unsigned n_subhosts;
     struct plan_subhost subhost[PAGEMAP_MAX_SUBHOSTS];
 

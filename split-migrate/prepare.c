@@ -236,6 +236,7 @@ int move_plan(struct move *move, struct reason *reason)
     }
     plan->budget = policy->budget;
     plan->low_watermark = policy_mark_bytes(policy, &policy->low_watermark);
+    plan->copies = strcmp(policy->redundancy, "replica") == 0 ? 2 : 1;
     plan->n_subhosts = move->n_subhosts;
     for (unsigned i = 0; i < move->n_subhosts; i++) {
         const struct subhost *subhost = &move->subhost[i];
@@ -303,6 +304,10 @@ static int prepare_incoming(struct move *move, struct reason *reason)
         (json_int_t)policy->prefetch, "lost_after_ms",
         (json_int_t)policy->subhost_timeout_s * 1000, "lost_action", policy->subhost_lost,
         "slab", (json_int_t)policy->slab, "choices", (json_int_t)policy->choices, "subhosts", prepare_subhost_list(move));
+    json_object_set_new(args, "redundancy", json_string(policy->redundancy));
+    if (policy->backup[0]) {
+        json_object_set_new(args, "backup", json_string(policy->backup));
+    }
     json_object_set_new(args, "ticket_seconds", json_integer((json_int_t)policy->ticket_seconds));
     if (move->destination.listen[0]) {
         json_object_set_new(args, "listen", json_string(move->destination.listen));

@@ -27,6 +27,7 @@ static void dommemstat_show(const struct memstat *stat)
     } rows[] = {
         {"budget", stat->budget / KIB},
         {"remote", stat->remote / KIB},
+        {"at_risk", stat->at_risk / KIB},
         {"page_in", stat->page_ins},
         {"page_in_rate", stat->page_in_rate},
         {"prefetch", stat->prefetched},
@@ -47,6 +48,7 @@ static void dommemstat_show(const struct memstat *stat)
     }
     for (unsigned i = 0; i < stat->n_subhosts; i++) {
         dommemstat_line("remote", stat->subhost[i].name, stat->subhost[i].remote / KIB);
+        dommemstat_line("at_risk", stat->subhost[i].name, stat->subhost[i].at_risk / KIB);
         dommemstat_line("stored", stat->subhost[i].name, stat->subhost[i].stored / KIB);
     }
 }

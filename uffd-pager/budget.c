@@ -26,6 +26,7 @@ struct budget {
     uint64_t old;  /* the budget until now */
     uint64_t most; /* what the guest can ever have resident */
     uint64_t clean;                        /* resident, and its sub-host has it */
+    unsigned redundancy;                   /* copies of each page on sub-hosts */
     uint64_t copies[PAGEMAP_MAX_SUBHOSTS]; /* bytes each sub-host must keep: remote and clean */
     struct session session;                /* as it was when we began */
 };
@@ -81,13 +82,16 @@ static void budget_count(struct budget *budget, const struct worker *worker)
 
     budget->resident = engine_resident(&worker->layout);
     budget->most = worker->layout.flat_size;
+    budget->redundancy = budget->session.redundancy == ENGINE_REDUNDANCY_REPLICA ? 2 : 1;
     for (uint64_t chunk = 0; chunk < map->n_chunks; chunk++) {
-        uint8_t host = atomic_load_explicit(&map->subhost[chunk], memory_order_relaxed);
-        if (host < budget->session.n_subhosts) {
+        for (unsigned copy = 0; copy < PAGEMAP_COPIES; copy++) {
+            uint8_t host = pagemap_home(map, chunk, copy);
             struct pagemap_counts counts;
-            pagemap_count(map, chunk * CHUNK_PAGES, CHUNK_PAGES, &counts);
-            budget->copies[host] += (counts.remote + counts.clean) * PAGE_BYTES;
-            budget->clean += counts.clean * PAGE_BYTES;
+            if (host < budget->session.n_subhosts) {
+                pagemap_count(map, chunk * CHUNK_PAGES, CHUNK_PAGES, &counts);
+                budget->copies[host] += (counts.remote + counts.clean) * PAGE_BYTES;
+                budget->clean += counts.clean * PAGE_BYTES;
+            }
         }
     }
 }
@@ -100,7 +104,7 @@ static int budget_check_room(const struct budget *budget, const char *uuid, stru
 {
     char text[4][32];
     char hosts[BUDGET_HOSTS_LEN] = "";
-    uint64_t leave = budget->resident - budget->budget;
+    uint64_t leave = budget->redundancy * (budget->resident - budget->budget);
     uint64_t room = budget->clean;
 
     for (unsigned i = 0; i < budget->session.n_subhosts && room < leave; i++) {

@@ -39,6 +39,8 @@ static const struct {
     {"wp_faults", "uffd_pager_wp_faults_total", "counter", "Faults by writing to a protected page."},
     {"discards", "uffd_pager_discarded_pages_total", "counter", "Pages the guest gave back."},
     {"lost_pages", "uffd_pager_lost_pages_total", "counter", "Pages that exist in no place any more."},
+    {"chunks_copied", "uffd_pager_copied_chunks_total", "counter", "Second copies made in the background, of 2 MiB each."},
+    {"fell_over", "uffd_pager_second_place_reads_total", "counter", "Pages read from their second place."},
     {"write_refusals", "uffd_pager_write_refusals_total", "counter", "Pages a sub-host would not take."},
     {"install_errors", "uffd_pager_install_errors_total", "counter", "Pages that could not be put in place."},
 };
@@ -172,6 +174,9 @@ void guest_metrics(void *guests, FILE *out)
     }
     guest_metrics_subhosts(out, answers, "uffd_pager_subhost_remote_bytes",
                            "Memory of the guest on a sub-host.", "pages", PAGE_BYTES);
+    guest_metrics_subhosts(out, answers, "uffd_pager_subhost_at_risk_bytes",
+                           "Memory of the guest on this sub-host and nowhere else.", "at_risk",
+                           PAGE_BYTES);
     guest_metrics_subhosts(out, answers, "uffd_pager_subhost_connected",
                            "Whether the sub-host can be reached.", "connected", 1);
     metrics_family(out, GUEST_METRICS_FAULT, "histogram", "Page-in faults, from event to wake.");

@@ -102,6 +102,8 @@ json_t *guest_query(struct worker *worker)
                             json_integer((json_int_t)worker->session.low_watermark));
         json_object_set_new(object, "high_watermark",
                             json_integer((json_int_t)worker->session.high_watermark));
+        json_object_set_new(object, "redundancy",
+                            json_string(session_redundancy(&worker->session)));
     }
     if (worker->state == WORKER_SPLIT) {
         struct pagemap_counts counts;
@@ -155,7 +157,7 @@ static void guest_chunk(struct worker *worker, uint64_t chunk, uint32_t present,
     if (worker->state == WORKER_SPLIT) {
         uint8_t subhost = worker->map.subhost[chunk];
         pagemap_count(&worker->map, chunk * CHUNK_PAGES, CHUNK_PAGES, &run->counts);
-        run->subhost = subhost == PAGEMAP_NO_SUBHOST ? -1 : subhost;
+        run->subhost = subhost < PAGEMAP_MAX_SUBHOSTS ? subhost : -1; /* or the backup */
         run->heat = engine_heat(worker->engine, chunk);
     } else {
         run->counts.local = present;

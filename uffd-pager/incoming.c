@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "common/tls.h"
+#include "uffd-pager/backup.h"
 #include "uffd-pager/blocks.h"
 
 /* The mover reads the answer to its FLUSH and leaves; a receiver nobody leaves is closed after this. */
@@ -54,6 +55,8 @@ static void incoming_engine_config(struct worker *worker, struct engine_config *
     config->sample_period_ms = session->sample_period_ms;
     config->lost_after_ms = session->lost_after_ms;
     config->lost_action = session->lost_action;
+    config->redundancy = session->redundancy;
+    backup_path(session->backup, worker->uuid_text, config->backup, sizeof(config->backup));
     config->zap = worker_zap;
     config->pause = worker_pause;
     config->event = worker_event;
@@ -140,14 +143,30 @@ static int incoming_commit(void *opaque, struct pagemap *map, struct reason *rea
     return err;
 }
 
+/* Better now than when the guest has been sent: is there a place for what may go to the backup? */
+static int incoming_check_backup(const struct worker *worker, struct reason *reason)
+{
+    const struct session *session = &worker->session;
+    uint64_t ram = worker->have_layout ? worker->layout.flat_size : 0;
+
+    return session->redundancy == ENGINE_REDUNDANCY_BACKUP
+               ? backup_check(session->backup, ram > session->budget ? ram - session->budget : 0,
+                              reason)
+               : 0;
+}
+
 int incoming_attached(struct worker *worker, struct reason *reason)
 {
     char path[300];
 
+    int err = incoming_check_backup(worker, reason);
+    if (err) {
+        return err;
+    }
     snprintf(path, sizeof(path), "%s/map", worker->dir);
     unlink(path);
-    int err = pagemap_create(&worker->map, path, worker->uuid,
-                             worker->layout.flat_size / PAGE_BYTES, reason);
+    err = pagemap_create(&worker->map, path, worker->uuid, worker->layout.flat_size / PAGE_BYTES,
+                         reason);
     if (err) {
         return err;
     }
@@ -257,6 +276,9 @@ json_t *incoming_prepare(struct worker *worker, struct control_peer *peer, const
                           worker->uuid_text);
     } else {
         *err = session_parse(&worker->session, args, reason);
+    }
+    if (!*err) {
+        *err = incoming_check_backup(worker, reason);
     }
     if (!*err) {
         *err = incoming_text(args, "ticket", config.ticket, sizeof(config.ticket), reason);

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "uffd-pager/session.h"
 
+#include "uffd-pager/backup.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -113,6 +115,46 @@ static int session_parse_loss(struct session *session, const json_t *object,
     return reason_set(reason, -EINVAL, "'lost_action' must be \"wait\", \"pause\" or \"poison\"");
 }
 
+static const char *const session_redundancy_names[] = {
+    [ENGINE_REDUNDANCY_NONE] = "none",
+    [ENGINE_REDUNDANCY_REPLICA] = "replica",
+    [ENGINE_REDUNDANCY_BACKUP] = "backup"};
+
+const char *session_redundancy(const struct session *session)
+{
+    return session_redundancy_names[session->redundancy];
+}
+
+static int session_parse_redundancy(struct session *session, const json_t *object,
+                                    struct reason *reason)
+{
+    char word[16] = "none";
+    unsigned i = 0;
+    int err = session_text(object, "backup", false, session->backup, sizeof(session->backup), reason);
+
+    if (!err && json_object_get(object, "redundancy")) {
+        err = session_text(object, "redundancy", true, word, sizeof(word), reason);
+    }
+    while (!err && i < 3 && strcmp(word, session_redundancy_names[i]) != 0) {
+        i++;
+    }
+    if (err || i == 3) {
+        return err ? err
+                   : reason_set(reason, -EINVAL,
+                                "'redundancy' must be \"none\", \"replica\" or \"backup\"");
+    }
+    session->redundancy = (enum engine_redundancy)i;
+    if (session->redundancy == ENGINE_REDUNDANCY_REPLICA &&
+        json_array_size(json_object_get(object, "subhosts")) < 2) {
+        return reason_set(reason, -EINVAL, "'redundancy' \"replica\" needs two sub-hosts");
+    }
+    if (session->redundancy == ENGINE_REDUNDANCY_BACKUP && session->backup[0] != '/') {
+        return reason_set(reason, -EINVAL,
+                          "'redundancy' \"backup\" needs 'backup', a folder's whole path");
+    }
+    return 0;
+}
+
 static int session_parse_limits(struct session *session, const json_t *object,
                                 struct reason *reason)
 {
@@ -159,7 +201,8 @@ static int session_parse_limits(struct session *session, const json_t *object,
         err = session_number(object, "choices", 2, ENGINE_MAX_CHOICES, &n, reason);
         session->choices = n ? (unsigned)n : 1;
     }
-    return err ? err : session_parse_loss(session, object, reason);
+    err = err ? err : session_parse_loss(session, object, reason);
+    return err ? err : session_parse_redundancy(session, object, reason);
 }
 
 static int session_parse_blocks(struct session *session, const json_t *blocks,
@@ -252,7 +295,9 @@ static json_t *session_to_json(const struct session *session)
                         subhost->tcp_will_do);
     }
     return json_pack(
-        "{s:s, s:s, s:I, s:I, s:I, s:I, s:i, s:i, s:i, s:s, s:s, s:I, s:i, s:o, s:o, s:i, s:I}", "state", "split",
+        "{s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:i, s:i, s:i, s:s, s:s, s:I, s:i, s:o, s:o, s:i, s:I}",
+        "state", "split", "redundancy", session_redundancy_names[session->redundancy], "backup",
+        session->backup,
         "migration", units_format_uuid(session->migration, migration), "budget",
         (json_int_t)session->budget, "low_watermark", (json_int_t)session->low_watermark,
         "high_watermark", (json_int_t)session->high_watermark, "granule",
@@ -404,6 +449,14 @@ void session_delete_regions(const struct session *session, const char *uuid)
         int err = session_region(&session->subhost[i], "region-delete", uuid, &reason);
         if (err && err != -ENOENT) {
             log_warn("the region of guest %s could not be freed: %s", uuid, reason.text);
+        }
+    }
+    if (session->redundancy == ENGINE_REDUNDANCY_BACKUP) {
+        char path[512];
+        int err = backup_path(session->backup, uuid, path, sizeof(path));
+        if (err || (unlink(path) < 0 && errno != ENOENT)) {
+            log_warn("the backup of guest %s in %s could not be removed: %s", uuid,
+                     session->backup, strerror(err ? -err : errno));
         }
     }
 }

@@ -50,6 +50,8 @@ struct session {
     unsigned sample_period_ms;
     unsigned lost_after_ms;
     enum engine_loss lost_action;
+    enum engine_redundancy redundancy;
+    char backup[256]; /* the folder; "": none */
     char predictor[32];
     unsigned n_subhosts;
     struct session_subhost subhost[PAGEMAP_MAX_SUBHOSTS];
@@ -68,13 +70,16 @@ int session_save(const struct session *session, const char *dir);
 /** session_load() - read DIR/session.json. Return: 0, -ENOENT, or another -errno with @reason. */
 int session_load(struct session *session, const char *dir, struct reason *reason);
 
+/** session_redundancy() - the policy's word */
+const char *session_redundancy(const struct session *session);
+
 /** session_process_start() - start time of process @pid in clock ticks since boot; 0 if it is not there */
 uint64_t session_process_start(pid_t pid);
 
 /** session_keep_regions() - region-keep on every sub-host, with new tickets. Return: 0 or the first -errno, @reason. */
 int session_keep_regions(struct session *session, const char *uuid, struct reason *reason);
 
-/** session_delete_regions() - region-delete on every sub-host; what cannot be reached is logged */
+/** session_delete_regions() - region-delete on every sub-host, and the backup; what cannot be reached is logged */
 void session_delete_regions(const struct session *session, const char *uuid);
 
 /**

@@ -169,7 +169,8 @@ def test_policy():
     shown = sample()
     same(set(shown), policy_keys(), "the sample")
     for key, value in shown.items():
-        if key not in (("main", "budget"), ("subhost", "uri"), ("subhost", "memory")) and key[0] != "tls":
+        if key not in (("main", "budget"), ("subhost", "uri"), ("subhost", "memory")) and key[0] not in (
+                "tls", "redundancy"):
             assert value.rstrip() == defaults[key].strip(), (key, value, defaults[key])
 
 

@@ -81,8 +81,8 @@ def subhost_arguments(cluster, control, reserve, limit):
     return arguments
 
 
-def move(cluster, source, target, here, there, budget=24 * MIB, reserve=64 * MIB, limit=96 * MIB):
-    """Split the guest: profile it, reserve, move it in two rounds while it runs."""
+def move(cluster, source, target, here, there, budget=24 * MIB, reserve=64 * MIB, limit=96 * MIB, **policy):
+    """Split the guest: profile it, reserve, move it in two rounds while it runs.  policy: for incoming-prepare."""
     migration = str(uuidlib.uuid4())
     regions = [Control(s.control_path) for s in cluster.subhosts]
     subhosts = subhost_arguments(cluster, regions, reserve, limit)
@@ -99,7 +99,7 @@ def move(cluster, source, target, here, there, budget=24 * MIB, reserve=64 * MIB
     if profile["periods"] < 2 or not 0 < profile["chunks_accessed"] <= 40:
         raise Failure("profile: %s" % profile)
     answer = arrival.call("incoming-prepare", uuid=cluster.uuid, migration=migration, ticket="x", budget=budget,
-                          sample_period_ms=100, prefetch=16, subhosts=subhosts)
+                          sample_period_ms=100, prefetch=16, subhosts=subhosts, **policy)
     departure.call("outgoing-prepare", uuid=cluster.uuid, migration=migration, subhosts=subhosts,
                    main={"data": answer["data"], "export": answer["export"], "budget": budget - budget // 6})
     if here("armed") != migration:

@@ -188,13 +188,35 @@ static void at_random(void **state)
     assert_true(fits > 1000);
 }
 
+static void two_copies(void **state)
+{
+    struct plan plan = make(4 * GIB, 3 * GIB, GIB);
+    struct reason reason = {""};
+
+    (void)state;
+    plan.copies = 2;
+    add(&plan, "a", 8 * GIB, 0, 1);
+    add(&plan, "b", 8 * GIB, 0, 1);
+    assert_int_equal(plan_make(&plan, &reason), 0);
+    check(&plan);
+    for (unsigned i = 0; i < 2; i++) { /* each must be able to hold all of it */
+        assert_true(plan.subhost[i].reserve >= plan.sub_bytes + plan.growth);
+    }
+    /* A large one does not help a small one: the copies of a page must be on two. */
+    plan.subhost[1].free = GIB;
+    assert_int_equal(plan_make(&plan, &reason), -ENOSPC);
+    assert_non_null(strstr(reason.text, "for two copies"));
+    plan.copies = 1;
+    assert_int_equal(plan_make(&plan, &reason), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(fits_main), cmocka_unit_test(by_free_memory),
         cmocka_unit_test(by_weight), cmocka_unit_test(full_passes_on),
         cmocka_unit_test(refusals),  cmocka_unit_test(shortfall),
-        cmocka_unit_test(at_random),
+        cmocka_unit_test(at_random),  cmocka_unit_test(two_copies),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

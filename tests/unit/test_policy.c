@@ -51,6 +51,7 @@ static void good_everything(void **state)
                                "[ subhost  two ]\n"
                                "uri: subhost:///run/two.sock = \n"
                                "[pages]\ngranule = 128 KiB\nprefetch = 0\nsubhost-timeout = 7\nsubhost-lost = pause\n"
+                               "[redundancy]\nredundancy = backup\nbackup = /var/lib/x\n"
                                "[predictor]\npolicy = fifo\nprofile-seconds = 9\nperiod-ms = 500\n"
                                "[migration]\nbandwidth = 100\ndowntime = 50\nconnections = 4\n"
                                "timeout = 600";
@@ -78,6 +79,8 @@ static void good_everything(void **state)
     assert_int_equal(policy.prefetch, 0);
     assert_int_equal(policy.subhost_timeout_s, 7);
     assert_string_equal(policy.subhost_lost, "pause");
+    assert_string_equal(policy.redundancy, "backup");
+    assert_string_equal(policy.backup, "/var/lib/x");
     assert_string_equal(policy.predictor, "fifo");
     assert_int_equal(policy.profile_seconds, 9);
     assert_int_equal(policy.period_ms, 500);
@@ -113,7 +116,7 @@ static const struct bad bad_files[] = {
     {GOOD_SUBHOST, ": ", "budget is missing"},
     {GOOD_MAIN, ": ", "there is no sub-host"},
     {"budget = 1 GiB\n", ":1: ", "before the first [section]"},
-    {"[mian]\n", ":1: ", "there are [main], [subhost NAME], [pages], [predictor], [migration]"},
+    {"[mian]\n", ":1: ", "there are [main], [subhost NAME], [pages], [redundancy], [predictor], [migration]"},
     {"[main x]\n", ":1: ", "section [main x] is not known"},
     {"[main\n", ":1: ", "']' must end it"},
     {"[", ":1: ", "']' must end it"},
@@ -156,6 +159,11 @@ static const struct bad bad_files[] = {
     {GOOD_MAIN "[pages]\ngranule = 3 MiB\n", ":4: ", "a power of two from 4 KiB to 2 MiB"},
     {GOOD_MAIN "[pages]\ngranule = 96 KiB\n", ":4: ", "a power of two"},
     {GOOD_MAIN "[pages]\nsubhost-lost = die\n", ":4: ", "must be wait, pause or poison"},
+    {GOOD_MAIN "[redundancy]\nredundancy = 2\n", ":4: ", "must be none, replica or backup"},
+    {GOOD_MAIN "[redundancy]\nbackup = here\n", ":4: ", "whole path on the main host"},
+    {GOOD_MAIN GOOD_SUBHOST "[redundancy]\nredundancy = replica\n", ":6: ", "at least two sub-hosts"},
+    {GOOD_MAIN GOOD_SUBHOST "[redundancy]\nredundancy = backup\n", ":6: ", "needs a folder"},
+    {GOOD_MAIN GOOD_SUBHOST "[redundancy]\nbackup = /b\n", ":6: ", "with redundancy = backup only"},
     {GOOD_MAIN "[pages]\nprefetch = 513\n", ":4: ", "from 0 to 512"},
     {GOOD_MAIN "[predictor]\npolicy = lru\n", ":4: ", "must be one of smemv, fifo"},
     {GOOD_MAIN "[predictor]\nprofile-seconds = 1h\n", ":4: ", "a whole number from 0 to 3600"},
