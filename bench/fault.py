@@ -233,34 +233,35 @@ def part_pageout():
 # ---- a busy pager ----
 
 def part_busy():
-    size, budget = 640 * MIB, 192 * MIB
-    apart, faults = 16, 2000
-    region = size // PAGE - apart * faults
+    scanned, budget = 384 * MIB, 192 * MIB
+    apart, faults = 16, 1000  # beyond what is prefetched around them; pages that nobody has touched before
+    page = scanned // PAGE
+    size = scanned + 2 * RUNS * apart * faults * PAGE
     idle, busy, work = [], [], []
     with Cluster() as cluster:
         split = Split(cluster, size, size, budget, 64)
         guest = split.guest
-        guest("work", 0, region)
+        guest("work", 0, page)
         guest("mode", "scan")
         guest("writes", 30)
 
         def load(seconds):
             guest("go")
             time.sleep(seconds)
-        load(3)
+        load(2)
         for _ in range(RUNS):
             before, start = split.query(), time.monotonic()
-            busy.append(split.storm(1, region, faults, apart))
+            busy.append(split.storm(1, page, faults, apart))
             after = split.query()
             work.append(((after["page_outs"] + after["clean_drops"] - before["page_outs"] - before["clean_drops"]) /
                          (time.monotonic() - start),
                          (after["prefetched"] - before["prefetched"]) / (time.monotonic() - start)))
-            load(3)
             guest("halt")
             split.budget(budget + 128 * MIB)
-            idle.append(split.storm(1, region, faults, apart))
+            idle.append(split.storm(1, page + apart * faults, faults, apart))
             split.budget(budget)
-            load(3)
+            page += 2 * apart * faults
+            load(2)
         split.check()
     outs, ins = median(w[0] for w in work), median(w[1] for w in work)
     print("meanwhile %d pages/s went out, %d pages/s were prefetched" % (outs, ins))
