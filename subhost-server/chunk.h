@@ -43,6 +43,7 @@ struct region {
     atomic_uint epoch;
     pthread_mutex_t pull_lock; /* held by a copy that fills it from another sub-host */
     _Atomic uint64_t serial;   /* copies of an earlier serial than this are over */
+    atomic_bool lent_trimmed; /* since region_lent_trimmed() was asked */
     pthread_mutex_t locks[N_LOCKS];
 };
 

@@ -127,9 +127,15 @@ static int export_write_end(struct nbd_export *export, uint64_t offset, uint32_t
 
 static int export_trim(struct nbd_export *export, uint64_t offset, uint32_t length)
 {
-    count(&((struct client *)export->opaque)->store->stats.trims, 1);
-    return outcome(export, is_late(export) ? -EPERM
-                                           : region_trim(region_of(export), offset, length));
+    struct store *store = ((struct client *)export->opaque)->store;
+    struct region *region = region_of(export);
+
+    count(&store->stats.trims, 1);
+    int err = is_late(export) ? -EPERM : region_trim(region, offset, length);
+    if (!err && store->trimmed && region_lent_trimmed(region)) {
+        store->trimmed(store->opaque, region);
+    }
+    return outcome(export, err);
 }
 
 static int export_write_zeroes(struct nbd_export *export, uint64_t offset, uint32_t length,

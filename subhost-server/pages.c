@@ -35,8 +35,8 @@
  * point: a page is what has memory, exists and is stored.  So bits that say less come
  * before memory goes, and exists comes after the contents.
  *
- * A chunk that clients reach over RDMA (region_lend()) has a writer that never leaves, and all its
- * pages exist: what is trimmed there becomes zero.
+ * A chunk that clients reach over RDMA (region_lend()) has a writer that stays until it is taken
+ * back, and all its pages exist: what is trimmed there becomes zero.
  *
  * Locks: chunk c is guarded by locks[c % N_LOCKS]; a thread holds one at a
  * time, and takes the quota's lock inside it.
@@ -372,6 +372,31 @@ void region_lend(struct region *region, uint64_t offset, uint32_t length)
     }
 }
 
+void region_take_back(struct region *region, uint64_t offset, uint32_t length)
+{
+    uint64_t page = offset / PAGE_BYTES;
+    uint64_t end = (offset + length - 1) / PAGE_BYTES + 1;
+    struct slice slice;
+
+    while (slice_next(region->chunks, &page, end, &slice)) {
+        pthread_mutex_t *lock = slice_lock(region, &slice);
+        slice.chunk->lent = false;
+        slice.chunk->writers--;
+        if (!is_busy(slice.chunk) && !atomic_load_explicit(&region->dead, memory_order_relaxed)) {
+            uint64_t bytes = count_stored(&slice) * PAGE_BYTES;
+            set_stored(&slice, false); /* before the memory goes, as in clear_slice() */
+            punch(region, &slice);
+            quota_uncharge(&region->claim, bytes);
+        }
+        pthread_mutex_unlock(lock);
+    }
+}
+
+bool region_lent_trimmed(struct region *region)
+{
+    return atomic_exchange_explicit(&region->lent_trimmed, false, memory_order_relaxed);
+}
+
 /* ---- clearing ---- */
 
 /* Make a slice of whole pages not exist (@exist = false), or exist and be zero. */
@@ -386,7 +411,10 @@ static int clear_slice(struct region *region, struct slice *slice, bool exist)
         pthread_mutex_unlock(lock);
         return err;
     }
-    exist = exist || chunk->lent;
+    if (chunk->lent) {
+        atomic_store_explicit(&region->lent_trimmed, true, memory_order_relaxed);
+        exist = true;
+    }
     if (stored && is_busy(chunk)) {
         if (exist || chunk->writers) {
             clear_stored(region, slice, false);

@@ -31,6 +31,7 @@ struct search {
     const struct rdma_hello *hello;
     struct region *found; /* a reference */
     uint64_t slab;
+    unsigned epoch;
 };
 
 static void compare_entry(void *to, const struct store_entry *entry)
@@ -46,22 +47,22 @@ static void compare_entry(void *to, const struct store_entry *entry)
         gnutls_memcmp(hash, search->hello->export_hash, sizeof(hash)) == 0) {
         search->found = region_ref(entry->region);
         search->slab = entry->slab;
+        search->epoch = region_epoch(entry->region);
     }
     explicit_bzero(name, sizeof(name));
 }
 
 static int find_region(struct rdma_server *server, const struct rdma_conn_param *param,
-                       struct region **region, uint64_t *slab)
+                       struct search *search)
 {
     struct rdma_hello hello;
-    struct search search = {.hello = &hello};
 
     int err = rdma_decode_hello(param->private_data, param->private_data_len, &hello);
     if (!err) {
-        store_each(server->config.store, compare_entry, &search);
-        *region = search.found;
-        *slab = search.slab;
-        err = search.found ? 0 : -ENOENT;
+        *search = (struct search){.hello = &hello};
+        store_each(server->config.store, compare_entry, search);
+        search->hello = NULL;
+        err = search->found ? 0 : -ENOENT;
     }
     return err;
 }
@@ -136,26 +137,26 @@ static int say_welcome(struct rdma_connection *c, const struct rdma_conn_param *
 int rdma_connection_accept(struct rdma_server *server, struct rdma_cm_id *id,
                            const struct rdma_conn_param *param)
 {
-    struct region *region = NULL;
-    uint64_t slab = 0;
+    struct search search;
 
     if (server->n_connections >= server->config.max_connections) {
         return -EBUSY;
     }
-    int err = find_region(server, param, &region, &slab);
+    int err = find_region(server, param, &search);
     if (err) {
         return err;
     }
     struct rdma_connection *c = calloc(1, sizeof(*c));
     if (!c) {
-        region_unref(region);
+        region_unref(search.found);
         return -ENOMEM;
     }
     c->server = server;
     c->serial = ++server->last_serial;
     c->born_us = units_now_us();
-    c->region = rdma_region_get(server, region, slab, id->verbs);
-    region_unref(region);
+    c->epoch = search.epoch;
+    c->region = rdma_region_get(server, search.found, search.slab, id->verbs);
+    region_unref(search.found);
     err = c->region ? make_queues(c, id) : -ENOMEM;
     err = err ? err : say_welcome(c, param);
     if (err) {
@@ -172,6 +173,18 @@ int rdma_connection_accept(struct rdma_server *server, struct rdma_cm_id *id,
     server->connections = c;
     server->n_connections++;
     return 0;
+}
+
+bool rdma_connection_expire(struct rdma_connection *c)
+{
+    struct ibv_qp_attr attr = {.qp_state = IBV_QPS_ERR};
+
+    /* Its receives complete with an error now, which is not to be taken for its end. */
+    if (c->expired_us == 0 && epoll_ctl(c->server->epoll, EPOLL_CTL_DEL, c->channel->fd, NULL) < 0) {
+        return false;
+    }
+    c->expired_us = units_now_us();
+    return ibv_modify_qp(c->id->qp, &attr, IBV_QP_STATE) == 0;
 }
 
 void rdma_connection_free(struct rdma_connection *c)
@@ -206,7 +219,11 @@ static int trim(struct rdma_connection *c, const struct rdma_message *message)
     if (message->offset >= size || message->length == 0 || message->length > size - message->offset) {
         return -EINVAL;
     }
-    return region_trim(c->region->region, message->offset, message->length);
+    int err = region_trim(c->region->region, message->offset, message->length);
+    if (!err && region_lent_trimmed(c->region->region)) {
+        rdma_region_trimmed(c->region);
+    }
+    return err;
 }
 
 static bool send_answer(struct rdma_connection *c, const struct rdma_message *answer)

@@ -15,6 +15,12 @@
 #define RDMA_SLOT_BYTES 64u
 #define RDMA_PRIVATE_MAX 56u
 
+struct rdma_slab {
+    struct ibv_mr *mr; /* NULL: nobody has a key */
+    uint64_t used;     /* where it was not zero when it was last looked at */
+    bool lent;         /* region_lend() */
+};
+
 /* A region's memory as one card reaches it. */
 struct rdma_region {
     struct rdma_region *next;
@@ -23,7 +29,8 @@ struct rdma_region {
     struct ibv_pd *pd;
     uint32_t slab_bytes;
     uint64_t n_slabs;
-    struct ibv_mr **slabs;
+    struct rdma_slab *slabs;
+    uint64_t look_us; /* when to look for slabs that are empty; 0: no need */
 };
 
 struct rdma_connection {
@@ -40,6 +47,8 @@ struct rdma_connection {
     unsigned next_answer;
     bool established;
     uint64_t born_us;
+    unsigned epoch;      /* of the region, when the ticket was good */
+    uint64_t expired_us; /* since when the ticket is not; 0: it is */
 };
 
 struct rdma_server {
@@ -73,6 +82,12 @@ struct rdma_region *rdma_region_get(struct rdma_server *server, struct region *r
  */
 int rdma_region_slab(struct rdma_region *region, uint64_t offset, struct rdma_message *answer);
 
+/** rdma_region_trimmed() - some of it was: look for slabs that are empty, soon */
+void rdma_region_trimmed(struct rdma_region *region);
+
+/** rdma_region_give_back() - revoke the keys of slabs that are all zero, and give their memory back */
+void rdma_region_give_back(struct rdma_region *region);
+
 /** rdma_region_free() - destroy its keys; no queue pair uses it any more */
 void rdma_region_free(struct rdma_region *region);
 
@@ -87,6 +102,9 @@ int rdma_connection_accept(struct rdma_server *server, struct rdma_cm_id *id,
 
 /** rdma_connection_serve() - answer what came. Return: false if it is to be closed. */
 bool rdma_connection_serve(struct rdma_connection *connection);
+
+/** rdma_connection_expire() - it reaches nothing from now on. Return: false if it must be closed. */
+bool rdma_connection_expire(struct rdma_connection *connection);
 
 /** rdma_connection_free() - close it; it is in no list any more */
 void rdma_connection_free(struct rdma_connection *connection);

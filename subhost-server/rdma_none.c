@@ -25,6 +25,18 @@ void rdma_server_revoke(struct rdma_server *server, const struct region *region)
     (void)region;
 }
 
+void rdma_server_expire(struct rdma_server *server, const struct region *region)
+{
+    (void)server;
+    (void)region;
+}
+
+void rdma_server_trimmed(struct rdma_server *server, const struct region *region)
+{
+    (void)server;
+    (void)region;
+}
+
 unsigned rdma_server_connections(struct rdma_server *server)
 {
     (void)server;

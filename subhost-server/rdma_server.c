@@ -23,9 +23,10 @@
 
 #define RDMA_BACKLOG 64
 #define RDMA_HALF_OPEN_US 10000000u /* a connection that is not established by then is dropped */
+#define RDMA_EXPIRED_US 30000000u /* one whose ticket has expired has gone by itself by then */
 #define RDMA_TICK_MS 2000
 #define WAKE_EVENTS 0 /* no connection's serial */
-#define WAKE_STOP UINT64_MAX
+#define WAKE_THREAD UINT64_MAX
 
 /* ---- connections; lock held ---- */
 
@@ -51,16 +52,63 @@ static struct rdma_connection *find(struct rdma_server *server, uint64_t serial)
     return c;
 }
 
-static void drop_half_open(struct rdma_server *server)
+/* Half open for too long, or expired and still there. */
+static void drop_late(struct rdma_server *server)
 {
     struct rdma_connection *next;
 
     for (struct rdma_connection *c = server->connections; c; c = next) {
         next = c->next;
-        if (!c->established && units_now_us() > c->born_us + RDMA_HALF_OPEN_US) {
+        uint64_t now = units_now_us();
+        if ((!c->established && now > c->born_us + RDMA_HALF_OPEN_US) ||
+            (c->expired_us && now > c->expired_us + RDMA_EXPIRED_US)) {
             drop(server, c);
         }
     }
+}
+
+/* ---- slabs that are empty; lock held ---- */
+
+/* What is on the move waits until it is kept: rdma_server_expire() has it looked at then. */
+static void give_back(struct rdma_server *server)
+{
+    for (struct rdma_region *r = server->regions; r; r = r->next) {
+        if (r->look_us == 0 || units_now_us() < r->look_us) {
+            continue;
+        }
+        r->look_us = 0;
+        if (store_is_kept(server->config.store, r->region)) {
+            rdma_region_give_back(r);
+        }
+    }
+}
+
+/* Is there anything that must be looked at although nobody calls? */
+static bool is_pending(const struct rdma_server *server)
+{
+    bool pending = false;
+
+    for (const struct rdma_connection *c = server->connections; c; c = c->next) {
+        pending |= !c->established || c->expired_us;
+    }
+    for (const struct rdma_region *r = server->regions; r; r = r->next) {
+        pending |= r->look_us != 0;
+    }
+    return pending;
+}
+
+static void wake(struct rdma_server *server)
+{
+    uint64_t one = 1;
+    ssize_t ignored = write(server->wake, &one, sizeof(one));
+    (void)ignored;
+}
+
+static void woken(struct rdma_server *server)
+{
+    uint64_t count;
+    ssize_t ignored = read(server->wake, &count, sizeof(count));
+    (void)ignored;
 }
 
 static void connection_request(struct rdma_server *server, struct rdma_cm_id *id,
@@ -122,10 +170,7 @@ static void *server_main(void *arg)
 
     pthread_mutex_lock(&server->lock);
     while (!server->stop) {
-        int tick = -1;
-        for (struct rdma_connection *c = server->connections; c; c = c->next) {
-            tick = c->established ? tick : RDMA_TICK_MS;
-        }
+        int tick = is_pending(server) ? RDMA_TICK_MS : -1;
         pthread_mutex_unlock(&server->lock);
         int n = epoll_wait(server->epoll, events, 32, tick);
         pthread_mutex_lock(&server->lock);
@@ -133,11 +178,15 @@ static void *server_main(void *arg)
             struct rdma_connection *c;
             if (events[i].data.u64 == WAKE_EVENTS) {
                 take_events(server);
-            } else if ((c = find(server, events[i].data.u64)) && !rdma_connection_serve(c)) {
+            } else if (events[i].data.u64 == WAKE_THREAD) {
+                woken(server);
+            } else if ((c = find(server, events[i].data.u64)) && !c->expired_us &&
+                       !rdma_connection_serve(c)) {
                 drop(server, c);
             }
         }
-        drop_half_open(server);
+        drop_late(server);
+        give_back(server);
     }
     pthread_mutex_unlock(&server->lock);
     return NULL;
@@ -200,7 +249,7 @@ static int listen_on(struct rdma_server *server, struct endpoint *address, struc
 static int start_thread(struct rdma_server *server, struct reason *reason)
 {
     struct epoll_event event = {.events = EPOLLIN, .data.u64 = WAKE_EVENTS};
-    struct epoll_event stop = {.events = EPOLLIN, .data.u64 = WAKE_STOP};
+    struct epoll_event stop = {.events = EPOLLIN, .data.u64 = WAKE_THREAD};
 
     server->epoll = epoll_create1(EPOLL_CLOEXEC);
     server->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -239,8 +288,6 @@ int rdma_server_start(struct rdma_server **result, struct endpoint *address,
 
 void rdma_server_stop(struct rdma_server *server)
 {
-    uint64_t one = 1;
-
     if (!server) {
         return;
     }
@@ -248,8 +295,7 @@ void rdma_server_stop(struct rdma_server *server)
         pthread_mutex_lock(&server->lock);
         server->stop = true;
         pthread_mutex_unlock(&server->lock);
-        ssize_t ignored = write(server->wake, &one, sizeof(one));
-        (void)ignored;
+        wake(server);
         pthread_join(server->thread, NULL);
     }
     while (server->connections) {
@@ -300,6 +346,53 @@ void rdma_server_revoke(struct rdma_server *server, const struct region *region)
         }
     }
     pthread_mutex_unlock(&server->lock);
+}
+
+/* Lock held. */
+static void look_soon(struct rdma_server *server, const struct region *region)
+{
+    for (struct rdma_region *r = server->regions; r; r = r->next) {
+        if (r->region == region) {
+            rdma_region_trimmed(r);
+        }
+    }
+}
+
+void rdma_server_expire(struct rdma_server *server, const struct region *region)
+{
+    struct rdma_connection *next;
+    unsigned n = 0;
+
+    if (!server) {
+        return;
+    }
+    pthread_mutex_lock(&server->lock);
+    look_soon(server, region);
+    for (struct rdma_connection *c = server->connections; c; c = next) {
+        next = c->next;
+        if (c->region->region == region && c->epoch != region_epoch(region)) {
+            n++;
+            if (!rdma_connection_expire(c)) {
+                drop(server, c);
+            }
+        }
+    }
+    pthread_mutex_unlock(&server->lock);
+    wake(server);
+    if (n) {
+        log_info("the ticket of %u RDMA connections has expired", n);
+    }
+}
+
+void rdma_server_trimmed(struct rdma_server *server, const struct region *region)
+{
+    if (!server) {
+        return;
+    }
+    pthread_mutex_lock(&server->lock);
+    look_soon(server, region);
+    pthread_mutex_unlock(&server->lock);
+    wake(server);
 }
 
 unsigned rdma_server_connections(struct rdma_server *server)

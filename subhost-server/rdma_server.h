@@ -16,10 +16,18 @@
  * Memory is registered by the region's slab, when a client first asks for one: the slab's pages are charged
  * against the quota, allocated and pinned whole, since nobody sees which of them are written.  All of
  * them exist from then on; that a page was never written is known to its pager only.  Slabs stay
- * registered until the region goes, so that a pager that comes back finds them.
+ * registered while they hold anything, so that a pager that comes back finds them.
+ *
+ * A slab that was emptied is given back (rdma_region_give_back()): some seconds after the last TRIM,
+ * one that is all zero loses its key first and is looked at once more, since WRITEs are seen by
+ * nobody; if it is zero still, its memory goes.  A client that comes with the old key loses its
+ * connection, makes another and asks again; what it wanted to write was not acknowledged.  In a
+ * migration, which a lost connection would end, nothing is given back.
  *
  * When a region goes its queue pairs and then its keys are destroyed before its memory is given
- * back (rdma_server_revoke()).
+ * back (rdma_server_revoke()).  When it gets another ticket, the queue pairs of who came with the
+ * old one stop to answer at once (rdma_server_expire()), but are not closed for some time: the
+ * source of a migration has done its work then, and must not take that for a failure.
  *
  * One mutex guards everything here; the thread holds it but while it waits.
  */
@@ -52,6 +60,12 @@ void rdma_server_stop(struct rdma_server *server);
 
 /** rdma_server_revoke() - from now on nobody reaches @region, which no name leads to any more */
 void rdma_server_revoke(struct rdma_server *server, const struct region *region);
+
+/** rdma_server_expire() - the region has another ticket: earlier connections reach nothing any more */
+void rdma_server_expire(struct rdma_server *server, const struct region *region);
+
+/** rdma_server_trimmed() - something of the region's slabs was trimmed: look at them soon */
+void rdma_server_trimmed(struct rdma_server *server, const struct region *region);
 
 /** rdma_server_connections() - how many there are; NULL: none */
 unsigned rdma_server_connections(struct rdma_server *server);

@@ -86,7 +86,7 @@ struct region_slab {
     uint64_t offset;
     uint64_t stored; /* bytes */
     uint64_t heat;   /* requests lately; those by RDMA are not seen */
-    bool lent;       /* by RDMA: it stays until the region goes */
+    bool lent;       /* by RDMA: it stays while anything is in it */
 };
 
 /** region_slab() - look at the slab of @bytes (a multiple of 2 MiB) at @offset; nothing is stored in a dead region */
@@ -132,10 +132,19 @@ int region_fill(struct region *region, uint64_t offset, uint32_t length, const v
 int region_write_end(struct region *region, uint64_t offset, uint32_t length, bool complete);
 
 /**
- * region_lend() - a range that region_write_begin() pinned stays so until the region is killed
+ * region_lend() - a range that region_write_begin() pinned stays so until region_take_back()
  * All its pages exist from now on, as nobody sees which are written; whole chunks, or to the end.
  */
 void region_lend(struct region *region, uint64_t offset, uint32_t length);
+
+/**
+ * region_take_back() - a range that was lent is all zero, and nobody reaches it any more
+ * Its pages go on to exist, without memory or quota; of a chunk that somebody is at work in, with them.
+ */
+void region_take_back(struct region *region, uint64_t offset, uint32_t length);
+
+/** region_lent_trimmed() - was anything trimmed, since the last such question, of what is lent? */
+bool region_lent_trimmed(struct region *region);
 
 /** region_trim() - whole pages within the range do not exist any more and take no memory */
 int region_trim(struct region *region, uint64_t offset, uint32_t length);

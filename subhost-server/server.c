@@ -63,6 +63,20 @@ static void revoke_region(void *opaque, const struct region *region)
     rdma_server_revoke(server->rdma, region);
 }
 
+static void expire_region(void *opaque, const struct region *region)
+{
+    struct server *server = opaque;
+
+    rdma_server_expire(server->rdma, region);
+}
+
+static void trimmed_region(void *opaque, const struct region *region)
+{
+    struct server *server = opaque;
+
+    rdma_server_trimmed(server->rdma, region);
+}
+
 /* A UNIX socket's directory is made if only its last part is missing. */
 static void make_directory(const struct endpoint *endpoint)
 {
@@ -202,14 +216,14 @@ static void stop(struct server *server)
         control_server_stop(server->controls[i]);
     }
     unlink_sockets(server->control, server->n_control);
-    rdma_server_stop(server->rdma);
-    server->rdma = NULL;
     metrics_stop(server->metrics);
     headroom_stop(server->headroom);
     unlink_sockets(&server->options->metrics, server->metrics != NULL);
     for (unsigned i = 0; i < server->n_data; i++) {
         nbd_server_stop(server->nbd[i]);
     }
+    rdma_server_stop(server->rdma); /* after NBD, whose TRIMs it is told of */
+    server->rdma = NULL;
     unlink_sockets(server->data, server->n_data);
     server->n_data = 0;
     unsigned kept = server->store.state ? store_count_kept(&server->store) : 0;
@@ -296,6 +310,8 @@ int server_run(const struct options *options, struct reason *reason)
     store_init(&server->store, options->memory);
     server->store.disconnect = disconnect_region;
     server->store.revoke = revoke_region;
+    server->store.expire = expire_region;
+    server->store.trimmed = trimmed_region;
     server->store.opaque = server;
     warn_of_memory(options->memory);
 

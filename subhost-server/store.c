@@ -168,20 +168,34 @@ int store_create(struct store *store, const struct store_request *request, struc
     return err;
 }
 
-/* Caller holds the lock. */
-static void ticket_change(struct store_entry *entry, const char *ticket)
+/* Caller holds the lock. Return: a reference, if the ticket is another one now. */
+static struct region *ticket_change(struct store_entry *entry, const char *ticket)
 {
-    if (!ticket_matches(entry->ticket, ticket, strlen(ticket))) {
-        memcpy(entry->expired, entry->ticket, sizeof(entry->expired));
-        memset(entry->ticket, 0, sizeof(entry->ticket));
-        memcpy(entry->ticket, ticket, strlen(ticket));
-        region_new_epoch(entry->region);
+    if (ticket_matches(entry->ticket, ticket, strlen(ticket))) {
+        return NULL;
+    }
+    memcpy(entry->expired, entry->ticket, sizeof(entry->expired));
+    memset(entry->ticket, 0, sizeof(entry->ticket));
+    memcpy(entry->ticket, ticket, strlen(ticket));
+    region_new_epoch(entry->region);
+    return region_ref(entry->region);
+}
+
+/* What holds the lock of its own while it asks for ours must be told without ours. */
+static void tell_expired(struct store *store, struct region *region)
+{
+    if (region && store->expire) {
+        store->expire(store->opaque, region);
+    }
+    if (region) {
+        region_unref(region);
     }
 }
 
 int store_keep(struct store *store, const char *name, const char *ticket, const char *new_ticket,
                struct reason *reason)
 {
+    struct region *expired = NULL;
     int err;
 
     if (new_ticket && (!word_is_valid(new_ticket) || !ticket)) {
@@ -206,10 +220,11 @@ int store_keep(struct store *store, const char *name, const char *ticket, const 
         (*link)->owner = NULL;
         (*link)->expires_us = 0;
         if (new_ticket) {
-            ticket_change(*link, new_ticket);
+            expired = ticket_change(*link, new_ticket);
         }
     }
     pthread_mutex_unlock(&store->lock);
+    tell_expired(store, expired);
     return err;
 }
 
@@ -437,6 +452,18 @@ unsigned store_count(struct store *store)
     unsigned n = store->n_regions;
     pthread_mutex_unlock(&store->lock);
     return n;
+}
+
+bool store_is_kept(struct store *store, const struct region *region)
+{
+    bool kept = false;
+
+    pthread_mutex_lock(&store->lock);
+    for (const struct store_entry *entry = store->entries; entry; entry = entry->next) {
+        kept |= entry->region == region && !entry->owner;
+    }
+    pthread_mutex_unlock(&store->lock);
+    return kept;
 }
 
 unsigned store_count_kept(struct store *store)

@@ -55,6 +55,10 @@ struct store {
     struct statedir *state; /* where regions are in files; NULL: nowhere, they end with us */
     /* Nobody may reach the region by RDMA any more; called without the lock, before it is killed. */
     void (*revoke)(void *opaque, const struct region *region);
+    /* The region has another ticket: who came by RDMA with the old one reaches nothing any more. */
+    void (*expire)(void *opaque, const struct region *region);
+    /* Something was trimmed of what clients reach by RDMA: perhaps a slab is empty. */
+    void (*trimmed)(void *opaque, const struct region *region);
     /* Cut off the clients of a region; called without the lock. */
     void (*disconnect)(void *opaque, const struct region *region);
     void *opaque;
@@ -126,6 +130,9 @@ int store_open(struct store *store, const char *name, size_t length, struct regi
 /** store_each() - call @visit for each region, with the lock held */
 void store_each(struct store *store, void (*visit)(void *to, const struct store_entry *entry),
                 void *to);
+
+/** store_is_kept() - is it the region of a name, and not transient? */
+bool store_is_kept(struct store *store, const struct region *region);
 
 /** store_count_kept() - how many regions are not transient */
 unsigned store_count_kept(struct store *store);

@@ -210,6 +210,45 @@ static void test_zero_takes_no_memory(void **state)
     region_unref(region);
 }
 
+/* What is lent has a writer nobody sees: a TRIM clears it, and it is given back as a whole. */
+static void test_lent_and_taken_back(void **state)
+{
+    struct region *region = make(6 * MIB, 0, 6 * MIB);
+    uint8_t page[P];
+    void *memory;
+    const void *there;
+
+    (void)state;
+    assert_int_equal(region_write_begin(region, 2 * MIB, 4 * MIB, false, &memory), 0);
+    region_lend(region, 2 * MIB, 4 * MIB);
+    assert_exact(region, 4 * MIB);
+    racy_begin();
+    memset(memory, 7, 4 * MIB);
+    racy_end();
+    assert_false(region_lent_trimmed(region));
+    assert_int_equal(region_trim(region, 0, 6 * MIB), 0);
+    assert_true(region_lent_trimmed(region));
+    assert_false(region_lent_trimmed(region));
+    memset(page, 0, sizeof(page));
+    assert_memory_equal(memory, page, sizeof(page));
+    assert_exact(region, 4 * MIB);
+
+    /* Somebody reads in the second chunk: what he has stays. */
+    assert_int_equal(region_read_begin(region, true, 4 * MIB, P, &there), 0);
+    region_take_back(region, 2 * MIB, 4 * MIB);
+    region_read_end(region, 4 * MIB, P);
+    assert_exact(region, 2 * MIB);
+    assert_int_equal(region_trim(region, 4 * MIB, 2 * MIB), 0);
+    assert_exact(region, 0);
+    /* The pages that were lent go on to exist. */
+    assert_int_equal(region_read_begin(region, true, 2 * MIB, P, &there), 0);
+    assert_null(there);
+    assert_int_equal(region_read_begin(region, true, 0, P, &there), -EIO);
+    assert_int_equal(put(region, 2 * MIB, P, 4), 0);
+    assert_exact(region, P);
+    region_unref(region);
+}
+
 static void test_limit_changes_nothing(void **state)
 {
     struct region *region = make(16 * MIB, 0, 4 * P);
@@ -615,6 +654,7 @@ int main(void)
         TEST(test_trim_waits_for_readers),
         TEST(test_write_after_deferred_trim),
         TEST(test_zero_takes_no_memory),
+        TEST(test_lent_and_taken_back),
         TEST(test_limit_changes_nothing),
         TEST(test_reservations),
         TEST(test_kill_under_a_writer),
