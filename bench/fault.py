@@ -183,8 +183,9 @@ def part_latency():
         return median(result[what] for result in results) / 1000
     for way in ("", " spin"):
         tcp, copy = us(floors["tcp" + way], "p50_ns"), us(floors["copy" + way], "p50_ns")
-        print("floor%s: exchange %.1f us, UFFDIO_COPY %.1f us, UFFDIO_ZEROPAGE %.1f us" % (
-            way, tcp, copy, us(floors["zero" + way], "p50_ns")))
+        print("floor%s: exchange %.1f us (p99 %.1f), UFFDIO_COPY %.1f us (p99 %.1f), UFFDIO_ZEROPAGE %.1f us" % (
+            way, tcp, us(floors["tcp" + way], "p99_ns"), copy, us(floors["copy" + way], "p99_ns"),
+            us(floors["zero" + way], "p50_ns")))
     base = us(floors["tcp"], "p50_ns") + us(floors["copy"], "p50_ns")
     row("remote-fault-p50", us(ours, "p50_ns"), base, "us", 1.15)
     row("remote-fault-p99", us(ours, "p99_ns"), base, "us", 2.0)
@@ -401,7 +402,11 @@ WATCHED = 5  # seconds
 
 
 def postcopy_stock(preempt):
-    """Mean us a vCPU waited for a page. Nearly nothing is sent before the switch-over or unasked after it."""
+    """Mean us a vCPU waited for a page.
+
+    Nearly nothing is sent before the switch-over, nor unasked after it, but for the end: QEMU tells the
+    destination's times only when it has all.
+    """
     with Cluster() as cluster:
         source = cluster.guest("src", None, 512 * MIB, append=MEMGUEST)
         destination = cluster.guest("dst", None, 512 * MIB, incoming=True)
@@ -418,8 +423,13 @@ def postcopy_stock(preempt):
         source.qmp("migrate-start-postcopy")
         wait_until("the guest runs there", 30, lambda: destination.status() == "running")
         time.sleep(WATCHED)
+        source.qmp("migrate-set-parameters", max_postcopy_bandwidth=0)
+        wait_until("all is there", 60, lambda: all(guest.qmp("query-migrate").get("status") == "completed"
+                                                   for guest in (source, destination)))
         requests = source.qmp("query-migrate")["ram"]["postcopy-requests"]
         blocked = sum(destination.qmp("query-migrate")["postcopy-vcpu-blocktime"])
+        print("  postcopy%s: %d requests, vCPUs waited %d ms" % (" preempt" if preempt else "", requests, blocked),
+              flush=True)
         return blocked * 1000 / requests
 
 
@@ -434,6 +444,7 @@ def postcopy_ours():
         time.sleep(WATCHED)
         waits = main_pager.guest(cluster.uuid)["fault_us"]
         destination.check_clean()
+        print("  ours: %d faults, p50 %d us, p99 %d us" % (waits["count"], waits["p50"], waits["p99"]), flush=True)
         return waits["sum"] / waits["count"]
 
 
