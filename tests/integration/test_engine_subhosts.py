@@ -67,8 +67,7 @@ def test_killed_loses_exactly_its_pages():
     with Subhost(memory="512M") as one, Subhost(memory="512M") as two, \
             with_region(one, SIZE), with_region(two, SIZE), guest([one, two]) as play:
         play.play(1)
-        time.sleep(0.3)
-        held = play("pages")
+        held = play.still_pages()
         kill(two)
         before = time.monotonic()
         play.check()
@@ -99,8 +98,7 @@ def test_region_that_comes_back_empty():
             with_region(one, SIZE), with_region(two, SIZE) as control, \
             guest([one, two], lost_ms=20000) as play:
         play.play(1)
-        time.sleep(0.3)
-        held = play("pages")["subhosts"][1]
+        held = play.still_pages()["subhosts"][1]
         control.call("region-delete", name="11111111-2222-3333-4444-555555555555")
         with with_region(two, SIZE):
             stats = play.check()

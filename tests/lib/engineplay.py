@@ -77,6 +77,16 @@ class EnginePlay:
     def event(self, name):
         return [e for e in self.events if e["name"] == name]
 
+    def still_pages(self):
+        """Where the pages of a halted guest are, once page-out has come to its end."""
+        deadline = time.monotonic() + 10
+        last, pages = None, self("pages")
+        while pages["busy"] or pages != last:
+            assert time.monotonic() < deadline, pages
+            time.sleep(0.1)
+            last, pages = pages, self("pages")
+        return pages
+
     def check(self):
         """All that the guest can see must be right."""
         self("halt")
