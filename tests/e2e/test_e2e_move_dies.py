@@ -102,7 +102,15 @@ def check_freed(cluster, main_pager):
 
 def one(cluster, source, source_pager, main_pager, victim, stage):
     attempt = Attempt(cluster, source, source_pager, main_pager, stage)
+
+    def left():
+        with open(main_pager.log, errors="replace") as log:
+            return log.read().count("the controller's connection closed")
+    before = left()
     attempt.kill(victim)
+    if victim == "controller":
+        # Else the mover may come to the commit before the pagers know, and the move is valid.
+        wait_until("the main host's pager knows", 30, lambda: left() > before)
     attempt.go_on(victim)
     out, err = attempt.controller.communicate(timeout=60)
     status = attempt.controller.returncode
