@@ -25,7 +25,7 @@
 #include "common/log.h"
 
 #define CONTROL_MAX_LINE (16u << 20)
-#define CONTROL_MAX_CONNECTIONS 64
+#define CONTROL_MAX_CONNECTIONS 256
 
 struct control_server;
 struct control_peer; /* a client's connection, as its server sees it */

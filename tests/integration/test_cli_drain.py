@@ -3,12 +3,21 @@
 """split-migrate subhost-drain on real daemons: a native guest's sub-host is emptied and used again."""
 
 import os
+import signal
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
-from cluster import MIB, Failure, main
+from cluster import MIB, Failure, main, wait_until
 from guestplay import GuestPlay, move
+
+
+def split_again(pager, uuid, old):
+    try:
+        guest = pager.guest(uuid)
+    except (Failure, OSError):
+        return False
+    return guest["state"] == "split" and guest["worker_pid"] != old
 
 
 def test(cluster):
@@ -51,6 +60,19 @@ def test(cluster):
         raise Failure("it is not used again")
     there.run(1)
     there.check()
+    # A drain is not forgotten when the guest's worker dies.
+    there("go")
+    drain("--no-wait", uri, "unix:" + target.control_path)
+    worker = target.guest(cluster.uuid)["worker_pid"]
+    os.kill(worker, signal.SIGKILL)
+    wait_until("another worker goes on", 20, lambda: split_again(target, cluster.uuid, worker))
+    if not target.guest(cluster.uuid)["subhosts"][0]["draining"]:
+        raise Failure("the drain was forgotten: %s" % target.guest(cluster.uuid))
+    wait_until("it is empty again", 20, lambda: not hosts[0].call("query-status")["stored"])
+    there("halt")
+    there.check()
+    if target.guest(cluster.uuid)["lost_pages"]:
+        raise Failure("pages are lost")
     print("%d MiB were moved" % (held // MIB))
 
 
