@@ -203,6 +203,13 @@ static void subhost_show(const struct policy_subhost *policy, const struct subho
     output_size("Stored", hosts_bytes(stats, "stored"));
     output_size("Reserved", hosts_bytes(stats, "reserved"));
     output_size("Free", hosts_bytes(stats, "free"));
+    if (json_object_get(stats, "headroom")) {
+        output_size("Headroom", hosts_bytes(stats, "headroom"));
+        output_size("Available", hosts_bytes(stats, "available"));
+        output_size("Lent at most now", hosts_bytes(stats, "lendable"));
+        output_size("Asked back", hosts_bytes(stats, "asked_back"));
+        output_size("Given back", hosts_bytes(stats, "given_back"));
+    }
     output_line("Connections", "%llu", (unsigned long long)hosts_bytes(stats, "connections"));
     output_size("Read", hosts_bytes(stats, "read_bytes"));
     output_size("Written", hosts_bytes(stats, "write_bytes"));

@@ -297,8 +297,8 @@ static json_t *region_refuse(void *opaque, struct control_peer *peer, const json
     static const char *const known[] = {"name", "ticket", "offset", "reason", NULL};
     struct server *server = opaque;
     struct region *region = NULL;
-    const char *name, *ticket, *why;
-    uint64_t offset;
+    const char *name, *ticket, *why = NULL;
+    uint64_t offset = 0;
 
     (void)peer;
     *err = get_name(args, known, &name, &ticket, reason);

@@ -479,6 +479,17 @@ static int move_home(struct chunk_mover *mover, const struct layout_block *block
     return err;
 }
 
+/* Free what is in a place that the chunk has no more; later, if it does not answer. */
+static void move_leave(struct chunk_mover *mover, uint8_t place, uint64_t first, unsigned n)
+{
+    struct link_host *host = place == PAGEMAP_BACKUP ? NULL : &mover->engine->hosts[place];
+    bool trouble = host && atomic_load_explicit(&host->trouble_us, memory_order_relaxed);
+
+    if ((trouble || move_write(mover, place, first, n, false) < 0) && host) {
+        atomic_store(&host->leftovers, true);
+    }
+}
+
 int chunk_move(struct chunk_mover *mover, uint64_t chunk, unsigned copy, uint8_t to)
 {
     struct engine *engine = mover->engine;
@@ -500,10 +511,8 @@ int chunk_move(struct chunk_mover *mover, uint64_t chunk, unsigned copy, uint8_t
     /* Before page-out may choose the old place again. */
     for (unsigned i = 0; i < before.n && !err; i++) {
         uint8_t from = before.place[i];
-        if (!homes_have(&now, from) &&
-            (from == PAGEMAP_BACKUP ||
-             !atomic_load_explicit(&engine->hosts[from].trouble_us, memory_order_relaxed))) {
-            move_write(mover, from, first, n, false);
+        if (!homes_have(&now, from)) {
+            move_leave(mover, from, first, n);
         }
     }
     if (to < engine->config.n_subhosts && !atomic_load(&engine->hosts[to].unsettled)) {

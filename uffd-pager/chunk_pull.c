@@ -77,8 +77,8 @@ static int pull_call(struct puller *puller, unsigned index, const char *verb, js
 
     if (!subhost->control.host[0]) {
         err = reason_set(reason, -ENOTCONN, "its control address is not known");
-    } else if (!puller->control[index]) {
-        err = control_connect(&puller->control[index], &subhost->control, PULL_CALL_MS, reason);
+    } else if (!puller->peers[index].control) {
+        err = control_connect(&puller->peers[index].control, &subhost->control, PULL_CALL_MS, reason);
         err = err ? -ENOTCONN : 0; /* nothing was asked of it */
     }
     if (err) {
@@ -89,10 +89,10 @@ static int pull_call(struct puller *puller, unsigned index, const char *verb, js
     if (subhost->ticket[0]) {
         json_object_set_new(args, "ticket", json_string(subhost->ticket));
     }
-    err = control_call(puller->control[index], verb, args, result, timeout_ms, reason);
+    err = control_call(puller->peers[index].control, verb, args, result, timeout_ms, reason);
     if (pull_is_silence(err)) {
-        control_close(puller->control[index]);
-        puller->control[index] = NULL;
+        control_close(puller->peers[index].control);
+        puller->peers[index].control = NULL;
     }
     return err;
 }
@@ -198,7 +198,7 @@ int pull_pages(struct puller *puller, unsigned from, unsigned to, uint64_t first
     struct link_host *host = &puller->engine->hosts[to];
     struct reason reason = {""};
 
-    if (units_now_us() < puller->relay_us[to] || !pull_subhost(puller, to)->control.host[0]) {
+    if (units_now_us() < puller->peers[to].relay_us || !pull_subhost(puller, to)->control.host[0]) {
         return -EOPNOTSUPP;
     }
     atomic_fetch_add(&host->pulls, 1);
@@ -213,7 +213,7 @@ int pull_pages(struct puller *puller, unsigned from, unsigned to, uint64_t first
     }
     log_info("pages go from sub-host '%s' to '%s' through this host: %s",
              pull_subhost(puller, from)->name, pull_subhost(puller, to)->name, reason.text);
-    puller->relay_us[to] = units_now_us() + PULL_RELAY_US;
+    puller->peers[to].relay_us = units_now_us() + PULL_RELAY_US;
     return -EOPNOTSUPP;
 }
 
@@ -223,8 +223,8 @@ void pull_rest(struct puller *puller)
 
     for (unsigned i = 0; i < puller->engine->config.n_subhosts; i++) {
         struct link_host *host = &puller->engine->hosts[i];
-        control_close(puller->control[i]);
-        puller->control[i] = NULL;
+        control_close(puller->peers[i].control);
+        puller->peers[i].control = NULL;
         if (pagemap_bit(header->pulling, i)) {
             pagemap_set_bit(header->pulling, i, false);
             if (atomic_load(&host->unsettled) || atomic_load(&host->pulls)) {
@@ -237,17 +237,15 @@ void pull_rest(struct puller *puller)
 int pull_init(struct puller *puller, struct engine *engine)
 {
     puller->engine = engine;
-    puller->control = calloc(engine->config.n_subhosts + 1, sizeof(*puller->control));
-    puller->relay_us = calloc(engine->config.n_subhosts + 1, sizeof(*puller->relay_us));
-    return puller->control && puller->relay_us ? 0 : -ENOMEM;
+    puller->peers = calloc(engine->config.n_subhosts + 1, sizeof(*puller->peers));
+    return puller->peers ? 0 : -ENOMEM;
 }
 
 /* What was not settled stays in the page map. */
 void pull_free(struct puller *puller)
 {
-    for (unsigned i = 0; puller->control && i < puller->engine->config.n_subhosts; i++) {
-        control_close(puller->control[i]);
+    for (unsigned i = 0; puller->peers && i < puller->engine->config.n_subhosts; i++) {
+        control_close(puller->peers[i].control);
     }
-    free((void *)puller->control);
-    free(puller->relay_us);
+    free(puller->peers);
 }

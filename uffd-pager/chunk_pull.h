@@ -18,11 +18,15 @@
 
 #include "uffd-pager/engine_impl.h"
 
+struct pull_peer {
+    struct control_client *control; /* NULL: not connected */
+    uint64_t relay_us;              /* it could not fetch by itself: do not ask until then */
+};
+
 /* Of one thread. */
 struct puller {
     struct engine *engine;
-    struct control_client **control; /* [n_subhosts] NULL: not connected */
-    uint64_t *relay_us;              /* [n_subhosts] it could not fetch by itself: do not ask until then */
+    struct pull_peer *peers; /* [n_subhosts] */
 };
 
 /** pull_init() - Return: 0 or -ENOMEM */

@@ -22,9 +22,11 @@
 #include "uffd-pager/chunk_move.h"
 #include "uffd-pager/chunk_pull.h"
 #include "uffd-pager/pageout.h"
+#include "uffd-pager/slab_return.h"
 
 #define DRAIN_PAUSE_MAX_US 100000u
 #define DRAIN_RETRY_MS 500
+#define DRAIN_RETURN_MS 2000 /* between two looks at slabs that are not needed any more (slab_return.h) */
 #define DRAIN_FRESH_US 500000u /* how long an answer about room serves */
 #define DRAIN_ROOM_US 700000u  /* how long one is waited for */
 #define DRAIN_NAP_US 1000u
@@ -41,6 +43,7 @@ struct drain {
     struct chunk_mover *mover; /* the rest: thread only */
     uint64_t *emptied;        /* bitmap of sub-hosts: nothing is left, all was trimmed */
     bool told_full;
+    uint64_t cursor; /* of slab_return() */
     uint64_t refusal_us; /* nothing is said of another one before */
     unsigned seed;
 };
@@ -375,6 +378,21 @@ static bool drain_round(struct drain *drain)
     return chunk_tidy(drain->mover) || more;
 }
 
+/* The lock is held. */
+static void drain_wait(struct drain *drain, unsigned ms)
+{
+    struct timespec at;
+
+    clock_gettime(CLOCK_REALTIME, &at);
+    at.tv_sec += ms / 1000;
+    at.tv_nsec += (long)(ms % 1000) * 1000000;
+    at.tv_sec += at.tv_nsec / 1000000000;
+    at.tv_nsec %= 1000000000;
+    if (!drain->stop && !drain->kicked) {
+        pthread_cond_timedwait(&drain->changed, &drain->lock, &at);
+    }
+}
+
 static void *drain_main(void *arg)
 {
     struct drain *drain = arg;
@@ -385,21 +403,11 @@ static void *drain_main(void *arg)
         pthread_mutex_unlock(&drain->lock);
         bool more = drain_round(drain);
         if (!more) {
+            slab_return(drain->engine, drain->mover, &drain->cursor);
             chunk_mover_rest(drain->mover);
         }
         pthread_mutex_lock(&drain->lock);
-        struct timespec at;
-        clock_gettime(CLOCK_REALTIME, &at);
-        at.tv_sec += (at.tv_nsec + DRAIN_RETRY_MS * 1000000L) / 1000000000L;
-        at.tv_nsec = (at.tv_nsec + DRAIN_RETRY_MS * 1000000L) % 1000000000L;
-        if (drain->stop || drain->kicked) {
-            continue;
-        }
-        if (more) {
-            pthread_cond_timedwait(&drain->changed, &drain->lock, &at);
-        } else {
-            pthread_cond_wait(&drain->changed, &drain->lock);
-        }
+        drain_wait(drain, more ? DRAIN_RETRY_MS : DRAIN_RETURN_MS);
     }
     pthread_mutex_unlock(&drain->lock);
     return NULL;

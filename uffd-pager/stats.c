@@ -21,6 +21,7 @@ static const struct {
     {"install_errors", offsetof(struct stats, install_errors)},
     {"slabs_placed", offsetof(struct stats, slabs_placed)},
     {"chunks_moved", offsetof(struct stats, chunks_moved)},
+    {"slabs_returned", offsetof(struct stats, slabs_returned)},
     {"slabs_given_back", offsetof(struct stats, slabs_given_back)},
     {"chunks_copied", offsetof(struct stats, chunks_copied)},
     {"fell_over", offsetof(struct stats, fell_over)},

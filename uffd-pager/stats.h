@@ -32,6 +32,7 @@ struct stats {
     _Atomic uint64_t install_errors;
     _Atomic uint64_t slabs_placed; /* homes chosen */
     _Atomic uint64_t chunks_moved; /* from one sub-host to another */
+    _Atomic uint64_t slabs_returned; /* because all of it is here */
     _Atomic uint64_t slabs_given_back; /* that a sub-host short of memory has asked for */
     _Atomic uint64_t chunks_copied; /* second copies made in the background */
     _Atomic uint64_t fell_over;    /* page-ins answered by the other place */

@@ -14,10 +14,10 @@ ENGINEPLAY = os.path.join(BUILD, "tests", "tools", "engineplay")
 NAME = "11111111-2222-3333-4444-555555555555"
 
 
-def with_region(subhost, size, limit=None, reserve=0, name=NAME):
+def with_region(subhost, size, limit=None, reserve=0, name=NAME, **more):
     """Make the guest's region on a sub-host; return the control connection that keeps it."""
     control = subhost.control()
-    control.call("region-create", name=name, size=size, reserve=reserve, limit=limit or size)
+    control.call("region-create", name=name, size=size, reserve=reserve, limit=limit or size, **more)
     return control
 
 
