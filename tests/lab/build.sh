@@ -17,8 +17,11 @@ set -eu
 
 # Loaded by init in this order.
 modules="irqbypass ccp kvm kvm-amd"
-# Loaded only for tests whose names begin with rdma: verbs without a card (soft RoCE).
-rdma_modules="crc32_generic udp_tunnel ip6_udp_tunnel configfs ib_core ib_uverbs ib_cm iw_cm rdma_cm rdma_ucm rdma_rxe dummy"
+# Loaded only for tests whose names begin with rdma: verbs without a card (soft RoCE), and a slow link.
+rdma_modules="crc32_generic udp_tunnel ip6_udp_tunnel configfs ib_core ib_uverbs ib_cm iw_cm rdma_cm rdma_ucm rdma_rxe dummy veth sch_netem"
+
+# Of this machine's programs; busybox has an ip and a tc, but they know less.
+tools="rdma ip tc ib_read_lat nbdcopy"
 
 firmware="bios-256k.bin kvmvapic.bin linuxboot.bin linuxboot_dma.bin multiboot_dma.bin pvh.bin"
 
@@ -129,7 +132,9 @@ build_base() {
     ln -s "$version" "$root/usr/bin/python3"
     tar -C /usr/lib -c -f - --exclude='config-*' --exclude=test --exclude=distutils --exclude=lib2to3 \
         --exclude=pydoc_data --exclude=idlelib --exclude=ensurepip "$version" | tar -C "$root/usr/lib" -x -f -
-    programs /usr/bin "$(command -v rdma)" "$(command -v ib_read_lat)"
+    for program in $tools; do
+        programs /usr/bin "$(command -v "$program")"
+    done
     # The library loads its part for soft RoCE by name.
     programs /usr/lib/x86_64-linux-gnu/libibverbs /usr/lib/x86_64-linux-gnu/libibverbs/librxe-*.so
     mkdir -p "$root/etc/libibverbs.d"
@@ -193,8 +198,9 @@ key() {
     sha256sum | cut -c 1-16
 }
 
-for program in rdma ib_read_lat; do
-    command -v $program >/dev/null || out_of_reach "there is no program $program (packages iproute2, perftest)"
+for program in $tools; do
+    command -v "$program" >/dev/null ||
+        out_of_reach "there is no program $program (packages iproute2, perftest, libnbd-bin)"
 done
 kernel=$cache/kernel-$(echo "$modules $rdma_modules" | key)
 [ -s "$kernel/vmlinuz" ] || fetch_kernel "$kernel"

@@ -462,8 +462,9 @@ class Cluster:
             for key, value in main.items():
                 file.write("%s = %s\n" % (key, value))
             for subhost in subhosts or self.subhosts:
-                file.write("\n[subhost %s]\nuri = subhost://%s\nmemory = %dKiB\n" % (
-                    subhost.name, subhost.control_path, subhost.memory // 1024))
+                file.write("\n[subhost %s]\nuri = %s://%s\nmemory = %dKiB\n" % (
+                    subhost.name, "rdma" if subhost.rdma else "subhost", subhost.control_path,
+                    subhost.memory // 1024))
             for section, keys in sections.items():
                 file.write("\n[%s]\n" % section)
                 for key, value in keys.items():

@@ -6,12 +6,58 @@ an NBD client that is not ours (nbdcopy).
 """
 
 import os
+import random
 import re
 import subprocess
 
-from cluster import CLEAN, LOCAL, PAGE, REMOTE, UNTOUCHED, CHUNK_PAGES, Failure, memfd_extents
+from cluster import CLEAN, LOCAL, MIB, PAGE, REMOTE, UNTOUCHED, CHUNK_PAGES, Failure, memfd_extents
 
 ZERO = bytes(PAGE)
+
+
+def fill(fd, ram, kind, seed):
+    """Write a guest's memory from outside; the low 2 MiB stay the firmware's."""
+    rng = random.Random(seed)
+    first, last = 2 * MIB // PAGE, ram // PAGE
+    if kind == "random":
+        for page in range(first, last - 64):
+            os.pwrite(fd, rng.randbytes(PAGE), page * PAGE)
+    elif kind == "sparse":
+        for _ in range(6000):
+            page = rng.randrange(first, last)
+            # Some pages are zero but for one byte, the first or the last.
+            content = rng.choice([rng.randbytes(PAGE), b"\1" + bytes(PAGE - 1), bytes(PAGE - 1) + b"\1"])
+            os.pwrite(fd, content, page * PAGE)
+    else:
+        for page in range(first, last, 3):
+            os.pwrite(fd, bytes(PAGE), page * PAGE)
+
+
+def memfd_name(pid):
+    folder = "/proc/%d/fd" % pid
+    return next(name for name in os.listdir(folder)
+                if os.readlink(os.path.join(folder, name)).startswith("/memfd:memory-backend-memfd"))
+
+
+def move(cluster, ram, budget, kind, seed, accel="tcg,thread=multi", **sections):
+    """Move a stopped guest to the cluster's sub-hosts and check it. Returns split-migrate's JSON and the counts."""
+    source_pager, main_pager = cluster.pager("source"), cluster.pager("main")
+    source = cluster.guest("src", source_pager, ram, kernel=False, paused=True, accel=accel)
+    destination = cluster.guest("dst", main_pager, ram, kernel=False, incoming=True, accel=accel)
+    fd = os.open("/proc/%d/fd/%s" % (source.pid, memfd_name(source.pid)), os.O_RDWR)
+    fill(fd, ram, kind, seed)
+    result = cluster.migrate(source, destination, cluster.policy(budget, **sections))
+    guest = main_pager.guest(cluster.uuid)
+    if destination.status() == "running":
+        raise Failure("a stopped guest runs after its move")
+    counts = check(cluster, fd, destination.memfd(), main_pager.map(cluster.uuid), guest)
+    print("%s, %d sub-hosts: %s, %d MiB to main, %s to sub-hosts" % (
+        kind, len(cluster.subhosts), counts, result["main_bytes"] // MIB,
+        [n // MIB for n in result["subhost_bytes"]]), flush=True)
+    if counts["local"] * PAGE > budget:
+        raise Failure("the main host holds more than its budget")
+    os.close(fd)
+    return result, counts
 
 
 def download(subhost, export, path):

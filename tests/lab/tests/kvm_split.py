@@ -17,25 +17,28 @@ def need_kvm(guest):
         raise Failure("%s does not run under KVM: %s" % (guest.name, answer))
 
 
-def split(cluster, smp=2, extra=()):
-    """Start a guest, split it live; returns the main host's pager and the guest there."""
-    for _ in range(2):
-        cluster.subhost(96 * MIB)
+def split(cluster, smp=2, extra=(), subhosts=((), ()), fill=FILL, **sections):
+    """Start a guest, split it live; returns the main host's pager and the guest there.
+
+    subhosts: options of each; sections: of the policy.
+    """
+    for options in subhosts:
+        cluster.subhost(96 * MIB, options=options)
     source_pager, main_pager = cluster.pager("source"), cluster.pager("main")
     source = cluster.guest("src", source_pager, RAM, accel="kvm", smp=smp, extra=extra,
-                           append="memguest.size=%d memguest.rate=100 memguest.hot=20" % FILL)
+                           append="memguest.size=%d memguest.rate=100 memguest.hot=20" % fill)
     source.wait_log("memguest: ready", 120)
     destination = cluster.guest("dst", main_pager, RAM, accel="kvm", smp=smp, extra=extra, incoming=True)
     need_kvm(source)
     need_kvm(destination)
-    result = cluster.migrate(source, destination, cluster.policy(BUDGET))
+    result = cluster.migrate(source, destination, cluster.policy(BUDGET, **sections))
     print("moved: %s" % result, flush=True)
     if result["main_bytes"] > BUDGET or min(result["subhost_bytes"]) <= 0:
         raise Failure("the guest is not split as the policy says: %s" % result)
     return main_pager, destination
 
 
-def sweep(guest, seconds=120, during=None):
+def sweep(guest, seconds=120, during=None, fill=FILL):
     """Have the guest check all its memory; raises if a page is wrong. Returns the most bytes resident.
 
     during(): called again and again while the guest is at it.
@@ -59,7 +62,7 @@ def sweep(guest, seconds=120, during=None):
     except (Failure, KeyboardInterrupt) as failure:
         raise Failure("%s; its console ends:\n%s" % (failure, guest.log_text()[-3000:])) from None
     print("sweep: %d pages in %d ms, at most %d KiB resident" % (pages, took, most // 1024), flush=True)
-    if errors or pages * 4096 != FILL:
+    if errors or pages * 4096 != fill:
         raise Failure("a sweep of %d pages found %d wrong\n%s" % (pages, errors, guest.log_text()[-1500:]))
     guest.check_clean()
     return most

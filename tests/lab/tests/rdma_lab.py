@@ -6,6 +6,7 @@ from checks import eventually  # noqa: F401
 from engineplay import NAME, EnginePlay
 
 ADDRESS = "10.77.0.1"  # of the network card without wires that init made
+BY_RDMA = ("--plaintext", "--listen", "rdma:%s:0" % ADDRESS)  # options of a sub-host
 MIB = 1 << 20
 SLAB = 2 * MIB  # as small as it may be, since the guests are
 SIZE = 14 * MIB  # of the guests played here
@@ -22,11 +23,11 @@ def with_region(subhost, ticket=None, limit=SIZE):
 class RdmaSubhost(subhost.Subhost):
     """A sub-host that serves its pages by RDMA as well; .rdma is where."""
 
-    def __init__(self, *options, port=0, **others):
-        super().__init__("--listen", "rdma:%s:%d" % (ADDRESS, port), "--plaintext",
+    def __init__(self, *options, port=0, address=ADDRESS, **others):
+        super().__init__("--listen", "rdma:%s:%d" % (address, port), "--plaintext",
                          *options, **others)
         with self.control() as control:
-            self.rdma = control.call("query-status")["data"][2]
+            self.rdma = control.call("query-status")["data"][-1]
 
     def place(self, ticket=None, tcp=False):
         """As engineplay's --subhost wants it; tcp: that will do too."""
