@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A slow and lossy link to the sub-hosts, 50 ms and 1 % either way, under page-in and page-out, with each page there
+once or twice: no error.
+"""
+
+import time
+
+from rdma_lab import NAME, RdmaSubhost, eventually, play, with_region
+from wire import HERE, slow, wire
+
+PAGES = 40  # that come in and go out at least
+
+
+class FarSubhost(RdmaSubhost):
+    def __init__(self):
+        super().__init__("--listen", "tcp:%s:0" % HERE, address=HERE)
+        with self.control() as control:
+            self.far_tcp = control.call("query-status")["data"][2]
+
+
+def load(guest, what):
+    """Page in and out for a while, and tell how it went."""
+    def moved():
+        now = guest("stats")["engine"]
+        return all(now[key] >= before["engine"][key] + PAGES for key in ("page_ins", "page_outs"))
+
+    before, began = guest("stats"), time.monotonic()
+    guest("go")
+    eventually(moved, "pages come and go", 120)
+    guest("halt")
+    after, took = guest("stats"), time.monotonic() - began
+    print("%s: %d page-ins, %d page-outs, %.0f checks/s; longest access, without service: %.0f ms" % (
+        what, after["engine"]["page_ins"] - before["engine"]["page_ins"],
+        after["engine"]["page_outs"] - before["engine"]["page_outs"],
+        (after["checks"] - before["checks"]) / took, after["longest_us"] / 1000), flush=True)
+
+
+def test(redundancy):
+    print("redundancy %s" % redundancy, flush=True)
+    with FarSubhost() as one, FarSubhost() as two, with_region(one) as rdma, with_region(two) as tcp, \
+            play([one.place(), "%s,%s" % (two.far_tcp, NAME)], budget="4M", low="2M", high="3M", lost_ms=20000,
+                 redundancy=redundancy) as guest:
+        eventually(lambda: all(s["connected"] for s in guest("stats")["engine"]["subhosts"]), "links", 60)
+        if redundancy != "none":
+            eventually(lambda: not any(s["at_risk"] for s in guest("stats")["engine"]["subhosts"]),
+                       "all is there twice", 100)
+        served = rdma.call("stats")["reads"], tcp.call("stats")["reads"]
+        guest("mode", "random")
+        load(guest, "usual")
+        slow("delay", "50ms", "loss", "1%")
+        load(guest, "slowed")
+        slow()
+        load(guest, "afterwards")
+        stats = guest.check()
+        assert stats["errors"] == 0 and stats["lost"] == 0 and stats["engine"]["lost_pages"] == 0, stats
+        assert not guest.event("PAGES_LOST"), guest.events
+        assert tcp.call("stats")["reads"] > served[1]
+        # To make a second copy the sub-hosts read from each other.
+        assert rdma.call("stats")["reads"] == served[0] or redundancy != "none"
+
+
+wire()
+test("none")
+test("replica")
+print("ok")
