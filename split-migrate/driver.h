@@ -68,6 +68,8 @@ struct driver {
     uint64_t
         stopped_us; /* when the guest stopped at the source and when it ran again; 0: not yet */
     uint64_t resumed_us;
+    uint64_t sent; /* by the pager: bytes, and for how long it had something to send */
+    uint64_t busy_us;
 };
 
 struct driver_ops {

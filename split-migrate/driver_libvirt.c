@@ -439,7 +439,7 @@ static int driver_poll(struct driver *driver, struct driver_progress *progress,
     if (!ended) {
         progress->phase = driver_phase_now(d, progress);
         if (progress->phase == DRIVER_MOVING) {
-            virt_pace_step(&d->pace, d->domain, progress);
+            virt_pace_step(&d->pace, d->domain, progress, driver->sent, driver->busy_us);
         }
         return 0;
     }

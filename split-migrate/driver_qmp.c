@@ -375,7 +375,7 @@ static int driver_poll(struct driver *driver, struct driver_progress *progress,
     int err = driver_query(&d->source, progress, reason);
     driver->stopped_us = d->source.stop_us;
     if (!err && progress->phase == DRIVER_MOVING &&
-        pace_step(&d->pace, progress->rounds, progress->transferred, units_now_us())) {
+        pace_step(&d->pace, progress->rounds, driver->sent, driver->busy_us)) {
         err = driver_allow(d, reason);
     }
     return err;

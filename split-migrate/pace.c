@@ -2,20 +2,21 @@
 #include "split-migrate/pace.h"
 
 #define PACE_STEP_MS 50
-#define PACE_RATE_ROUNDS 3      /* it is known by then how fast it can go */
-#define PACE_MEASURE_US 100000u /* a stretch long enough to mean something */
+#define PACE_RATE_ROUNDS 2    /* it is known by then how fast it can go */
+#define PACE_MEASURE_US 20000 /* a stretch long enough to mean something */
 
-static void pace_measure(struct pace *pace, uint64_t transferred, uint64_t now_us)
+/* A stretch in which zero pages were looked for says little, so the rate falls slowly. */
+static void pace_measure(struct pace *pace, uint64_t sent, uint64_t busy_us)
 {
-    if (!pace->measured_us || transferred < pace->measured_bytes) {
-        pace->measured_us = now_us;
-        pace->measured_bytes = transferred;
-    } else if (now_us - pace->measured_us >= PACE_MEASURE_US) {
-        uint64_t rate =
-            (transferred - pace->measured_bytes) * 1000000 / (now_us - pace->measured_us);
-        pace->rate = rate > pace->rate ? rate : pace->rate;
-        pace->measured_us = now_us;
-        pace->measured_bytes = transferred;
+    if (sent < pace->sent || busy_us < pace->busy_us) {
+        pace->sent = sent;
+        pace->busy_us = busy_us;
+    } else if (busy_us - pace->busy_us >= PACE_MEASURE_US) {
+        uint64_t rate = (sent - pace->sent) * 1000000 / (busy_us - pace->busy_us);
+        uint64_t before = pace->rate - pace->rate / 8;
+        pace->rate = rate > before ? rate : before;
+        pace->sent = sent;
+        pace->busy_us = busy_us;
     }
 }
 
@@ -30,13 +31,15 @@ void pace_begin(struct pace *pace, uint64_t limit_ms)
     pace->downtime_ms = pace_downtime(pace, 1);
 }
 
-bool pace_step(struct pace *pace, uint64_t rounds, uint64_t transferred, uint64_t now_us)
+bool pace_step(struct pace *pace, uint64_t rounds, uint64_t sent, uint64_t busy_us)
 {
     uint64_t downtime_ms = pace_downtime(pace, rounds ? rounds : 1);
 
-    pace_measure(pace, transferred, now_us);
-    uint64_t bandwidth = rounds >= PACE_RATE_ROUNDS ? pace->rate / 2 : 0;
-    if (downtime_ms <= pace->downtime_ms && bandwidth <= pace->bandwidth + pace->bandwidth / 4) {
+    pace_measure(pace, sent, busy_us);
+    uint64_t bandwidth = rounds >= PACE_RATE_ROUNDS ? pace->rate / 4 * 3 : 0;
+    bool changed = bandwidth > pace->bandwidth + pace->bandwidth / 4 ||
+                   bandwidth < pace->bandwidth - pace->bandwidth / 4;
+    if (downtime_ms <= pace->downtime_ms && !changed) {
         return false;
     }
     pace->downtime_ms = downtime_ms > pace->downtime_ms ? downtime_ms : pace->downtime_ms;

@@ -6,10 +6,11 @@
  * guests that need little just as much.  It begins with little, and each round allows more, up to
  * what the operator allows.
  *
- * What fits, QEMU judges by the rate of the last tenth of a second, which is near zero when there
- * was little to send then (holes, or a guest that writes little), and that would keep it from ever
- * switching over.  From the third round on it is told half of the best rate that was seen.  (A
- * limit of the bandwidth does not hold at the switch-over.)
+ * What fits, QEMU judges by the rate of the last tenth of a second.  That is near zero when there
+ * was little to send then (holes, or a guest that writes little), which would keep it from ever
+ * switching over; and it is the operator's limit if there is one, which does not hold at the
+ * switch-over.  So from the second round on it is told how fast the pager sends while it has
+ * something to send, less a part of it, since the last pages are scattered.
  */
 #ifndef SPLIT_MIGRATE_PACE_H
 #define SPLIT_MIGRATE_PACE_H
@@ -21,9 +22,9 @@ struct pace {
     uint64_t limit_ms;    /* what the operator allows */
     uint64_t downtime_ms; /* what QEMU is to be told */
     uint64_t bandwidth;   /* bytes/s, likewise; 0: nothing */
-    uint64_t rate;        /* bytes/s, the best seen; 0: none yet */
-    uint64_t measured_us; /* when it was last looked at, and where transferred stood */
-    uint64_t measured_bytes;
+    uint64_t rate;        /* bytes/s while the pager sends, of late; 0: not known yet */
+    uint64_t busy_us;     /* when it was last looked at */
+    uint64_t sent;
 };
 
 /** pace_begin() - from the beginning; what QEMU is to be told then is ->downtime_ms only */
@@ -32,10 +33,10 @@ void pace_begin(struct pace *pace, uint64_t limit_ms);
 /**
  * pace_step() - how far it is
  * @rounds: of dirty pages, the first is 1
- * @transferred: bytes since the migration began
- * @now_us: the time
+ * @sent: bytes the pager has sent since the migration began
+ * @busy_us: for so long it had something to send
  * Return: true if QEMU must be told ->downtime_ms and ->bandwidth.
  */
-bool pace_step(struct pace *pace, uint64_t rounds, uint64_t transferred, uint64_t now_us);
+bool pace_step(struct pace *pace, uint64_t rounds, uint64_t sent, uint64_t busy_us);
 
 #endif

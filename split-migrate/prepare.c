@@ -347,15 +347,13 @@ static int prepare_incoming(struct move *move, struct reason *reason)
 static int prepare_outgoing(struct move *move, struct reason *reason)
 {
     const struct policy *policy = &move->policy;
-    /* QEMU paces by its own limit, which a manager's users may change in mid-move. */
-    uint64_t bandwidth = move->driver->ops->manages ? 0 : policy->bandwidth;
-
+    /* No bandwidth: QEMU, which hands the pages over, keeps to its own limit. */
     json_t *args =
-        json_pack("{s:s, s:s, s:{s:s, s:s, s:I}, s:o, s:I, s:I, s:s}", "uuid", move->guest.uuid,
+        json_pack("{s:s, s:s, s:{s:s, s:s, s:I}, s:o, s:I, s:s}", "uuid", move->guest.uuid,
                   "migration", move->migration, "main", "data", move->main_data, "export",
                   move->main_export, "budget", (json_int_t)move->plan.low_watermark, "subhosts",
                   prepare_subhost_list(move), "connections", (json_int_t)policy->connections,
-                  "bandwidth", (json_int_t)bandwidth, "predictor", policy->predictor);
+                  "predictor", policy->predictor);
     int err =
         pager_call(&move->source_pager, "outgoing-prepare", args, NULL, PREPARE_CALL_MS, reason);
     move->outgoing = err == 0;

@@ -40,13 +40,13 @@ int virt_pace_begin(struct virt_pace *pace, virDomainPtr domain, uint64_t limit_
 }
 
 void virt_pace_step(struct virt_pace *pace, virDomainPtr domain,
-                    const struct driver_progress *progress)
+                    const struct driver_progress *progress, uint64_t sent, uint64_t busy_us)
 {
     const struct pace before = pace->pace;
     unsigned long long now_ms;
 
     if (!pace->ours ||
-        !pace_step(&pace->pace, progress->rounds, progress->transferred, units_now_us())) {
+        !pace_step(&pace->pace, progress->rounds, sent, busy_us)) {
         return;
     }
     if (virDomainMigrateGetMaxDowntime(domain, &now_ms, 0) < 0) {

@@ -25,9 +25,9 @@ struct virt_pace {
 int virt_pace_begin(struct virt_pace *pace, virDomainPtr domain, uint64_t limit_ms,
                     struct reason *reason);
 
-/** virt_pace_step() - how far it is; tells libvirt or QEMU if need be */
+/** virt_pace_step() - how far it is, and what the pager sent (pace.h); tells libvirt or QEMU if need be */
 void virt_pace_step(struct virt_pace *pace, virDomainPtr domain,
-                    const struct driver_progress *progress);
+                    const struct driver_progress *progress, uint64_t sent, uint64_t busy_us);
 
 /** virt_pace_undo() - give the domain back what it had before */
 void virt_pace_undo(struct virt_pace *pace, virDomainPtr domain);

@@ -44,6 +44,8 @@ int move_refresh(struct move *move, struct reason *reason)
     stats->zero_pages = hosts_bytes(answer, "zero_pages");
     stats->wire_bytes = hosts_bytes(answer, "wire_bytes");
     stats->main_bytes = hosts_bytes(answer, "main_bytes");
+    move->driver->sent = stats->wire_bytes;
+    move->driver->busy_us = hosts_bytes(answer, "busy_us");
     for (unsigned i = 0; i < move->n_subhosts; i++) {
         json_int_t value = json_integer_value(json_array_get(bytes, i));
         stats->subhost_bytes[i] = value > 0 ? (uint64_t)value : 0;

@@ -36,6 +36,8 @@ struct mover_totals {
     _Atomic uint64_t wire_bytes;
     _Atomic uint64_t main_bytes;                          /* payload sent to the main host */
     _Atomic uint64_t subhost_bytes[PAGEMAP_MAX_SUBHOSTS]; /* payload sent to each sub-host */
+    _Atomic uint64_t busy_us;       /* for so long there were pages to send or to be answered for */
+    _Atomic uint64_t busy_since_us; /* of units_now_us(): there are some since then; 0: there are none */
 };
 
 /** mover_totals_offset() - where the totals are in the partition file */

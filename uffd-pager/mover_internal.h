@@ -67,6 +67,7 @@
 #define STREAM_SLOTS 1024               /* requests in flight */
 #define STREAM_BATCH_BYTES (1u << 20)   /* payload of one sendmsg */
 #define STREAM_WINDOW_BYTES (8u << 20)  /* payload in flight */
+#define STREAM_CREDIT_US 20000u         /* of bandwidth that was not used */
 #define MOVER_RDMA_STAGING (4u << 20)   /* of an RDMA connection */
 
 /* A request that is being put together or has no reply yet. */

@@ -90,6 +90,23 @@ static void queue_chunk(struct mover *mover, unsigned kind, uint64_t chunk)
     queue_wake(mover, target);
 }
 
+/*
+ * How fast pages go is known from the time in which there are any: QEMU hands them over in portions
+ * if its bandwidth is limited.  mover.lock held.
+ */
+static void queue_time(struct mover *mover)
+{
+    struct mover_totals *totals = mover->totals;
+    uint64_t since = atomic_load(&totals->busy_since_us);
+
+    if (mover->outstanding && !since) {
+        atomic_store(&totals->busy_since_us, units_now_us());
+    } else if (!mover->outstanding && since) {
+        atomic_store(&totals->busy_since_us, 0);
+        atomic_fetch_add(&totals->busy_us, units_now_us() - since);
+    }
+}
+
 /* A page goes again to where it is; a new one to where the partition wants its chunk. */
 static unsigned queue_kind(const struct mover *mover, uint64_t page)
 {
@@ -138,6 +155,7 @@ static void queue_run(struct mover *mover, uint64_t first, uint64_t count)
             queue_page(mover, page);
         }
     }
+    queue_time(mover);
     if (mover->totals->rounds >= 2) {
         for (uint64_t chunk = first / CHUNK_PAGES; chunk <= (first + count - 1) / CHUNK_PAGES;
              chunk++) {
@@ -286,6 +304,7 @@ void mover_done(struct mover *mover, uint64_t pages, uint64_t zero)
     atomic_fetch_add(&mover->totals->zero_pages, zero);
     uint64_t before = atomic_fetch_add(&mover->totals->pages_done, pages);
     mover->outstanding -= pages;
+    queue_time(mover);
     bool tell = mover->outstanding == 0 ||
                 before / MOVER_REPORT_PAGES != (before + pages) / MOVER_REPORT_PAGES;
     uint64_t round = mover->totals->rounds - mover->deferring;
@@ -312,6 +331,7 @@ bool mover_next_round(struct mover *mover)
                 mover->next_pages--;
             }
         }
+        queue_time(mover);
     }
     pthread_mutex_unlock(&mover->lock);
     return drained;

@@ -132,7 +132,10 @@ static int stream_poll(struct mover_stream *stream, short events, int timeout_ms
     return n > 0 && pfd.revents & (POLLIN | POLLERR | POLLHUP) ? stream_read(stream) : 0;
 }
 
-/* Wait for this batch's turn under the bandwidth limit of all connections. */
+/*
+ * Wait for this batch's turn under the bandwidth limit of all connections.  What was not used of
+ * it for a moment may be made up for.
+ */
 static int stream_pace(struct mover_stream *stream, uint64_t bytes)
 {
     struct mover *mover = stream->mover;
@@ -142,7 +145,7 @@ static int stream_pace(struct mover_stream *stream, uint64_t bytes)
     }
     pthread_mutex_lock(&mover->lock);
     uint64_t now = units_now_us();
-    uint64_t start = mover->send_time_us > now ? mover->send_time_us : now;
+    uint64_t start = mover->send_time_us + STREAM_CREDIT_US > now ? mover->send_time_us : now;
     mover->send_time_us = start + bytes * 1000000 / mover->bandwidth;
     pthread_mutex_unlock(&mover->lock);
     while (now < start) {

@@ -534,6 +534,8 @@ json_t *outgoing_status(struct worker *worker, int *err, struct reason *reason)
         pthread_mutex_unlock(&worker->lock);
         return NULL;
     }
+    uint64_t since = atomic_load(&totals->busy_since_us);
+    uint64_t busy_us = atomic_load(&totals->busy_us) + (since ? units_now_us() - since : 0);
     const char *state = out->failed                    ? "failed"
                         : worker->state == WORKER_SENT ? "done"
                         : out->begun                   ? "moving"
@@ -543,10 +545,10 @@ json_t *outgoing_status(struct worker *worker, int *err, struct reason *reason)
         json_array_append_new(bytes, json_integer((json_int_t)totals->subhost_bytes[i]));
     }
     json_t *answer = json_pack(
-        "{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:o, s:I}", "state", state, "reason",
+        "{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:I}", "state", state, "reason",
         out->reason.text, "rounds", (json_int_t)totals->rounds, "pages_done",
         (json_int_t)totals->pages_done, "zero_pages", (json_int_t)totals->zero_pages, "wire_bytes",
-        (json_int_t)totals->wire_bytes, "main_bytes", (json_int_t)totals->main_bytes,
+        (json_int_t)totals->wire_bytes, "busy_us", (json_int_t)busy_us, "main_bytes", (json_int_t)totals->main_bytes,
         "subhost_bytes", bytes, "ram", (json_int_t)worker->layout.flat_size);
     pthread_mutex_unlock(&worker->lock);
     return answer;

@@ -130,7 +130,7 @@ def test_live():
         assert incoming["low_watermark"] < incoming["high_watermark"] < incoming["budget"]
         assert outgoing["main"]["budget"] == incoming["low_watermark"]
         assert outgoing["main"]["export"] == "%s.%s" % (UUID, incoming["ticket"])
-        assert outgoing["connections"] == 3 and outgoing["bandwidth"] == 100 * MIB
+        assert outgoing["connections"] == 3 and "bandwidth" not in outgoing  # QEMU paces
         for subhost, told in zip(b.subhosts, incoming["subhosts"]):
             ticket, _, created = subhost.regions[UUID]
             assert told["ticket"] == ticket and told["export"] == "%s.%s" % (UUID, ticket)

@@ -269,7 +269,7 @@ class Mover:
     def configure(self, memory, partition, history, main, subhosts, uuid, connections=2, bandwidth=0):
         self.partition = os.memfd_create("partition")
         totals = (2 * memory.n_chunks + 63) & ~63
-        os.ftruncate(self.partition, totals + 8 * (5 + 127))
+        os.ftruncate(self.partition, totals + 8 * (5 + 127 + 2))
         os.pwrite(self.partition, bytes(partition) + bytes(history), 0)
         self.totals = totals
         config = {
