@@ -41,12 +41,12 @@ struct driver_config {
     uint64_t bandwidth; /* bytes/s; 0: no limit */
     uint64_t downtime_ms;
     bool live; /* false: stop the guest first */
+    bool auto_converge;
 
     /* Of a driver that manages only, with libvirt's meaning. */
     bool persistent;
     bool undefine_source;
     bool abort_on_error;
-    bool auto_converge;
     bool unsafe;
     const char *dname;       /* NULL: not given */
     const char *migrate_uri; /* NULL: not given */
@@ -56,8 +56,9 @@ struct driver_progress {
     enum driver_phase phase;
     uint64_t ram_total;
     uint64_t ram_remaining;
-    uint64_t transferred; /* bytes on the wire so far */
     uint64_t rounds;
+    uint64_t dirty_rate; /* bytes/s the guest writes */
+    unsigned throttle;   /* percent by which auto-converge slows it down */
     uint64_t total_ms;
     uint64_t downtime_ms;
     char error[REASON_LEN];

@@ -56,6 +56,8 @@ struct driver_capability {
     bool on;
 };
 
+#define DRIVER_AUTO_CONVERGE "auto-converge"
+
 /*
  * No pause before the switch-over: QEMU would wait for us with the guest stopped, and for ever if
  * we died.
@@ -64,6 +66,7 @@ static const struct driver_capability driver_source_capabilities[] = {
     {"events", true},
     {"return-path", true},
     {"pause-before-switchover", false},
+    {DRIVER_AUTO_CONVERGE, false}, /* as the operator wants it */
 };
 
 static const struct driver_capability driver_destination_capabilities[] = {
@@ -229,13 +232,15 @@ static int driver_open(struct driver **driver, const struct target *source,
 /* ---- prepare, start ---- */
 
 static int driver_set_capabilities(struct qmp *qmp, const struct driver_capability *capabilities,
-                                   size_t n, struct reason *reason)
+                                   size_t n, bool auto_converge, struct reason *reason)
 {
     json_t *list = json_array();
 
     for (size_t i = 0; i < n; i++) {
+        bool on = strcmp(capabilities[i].name, DRIVER_AUTO_CONVERGE) == 0 ? auto_converge
+                                                                          : capabilities[i].on;
         json_array_append_new(list, json_pack("{s:s, s:b}", "capability", capabilities[i].name,
-                                              "state", capabilities[i].on));
+                                              "state", on));
     }
     return qmp_call(qmp, "migrate-set-capabilities", json_pack("{s:o}", "capabilities", list), NULL,
                     QMP_CALL_MS, NULL, reason);
@@ -248,7 +253,7 @@ static int driver_listen(struct driver_qmp *d, struct reason *reason)
 
     if (!err) {
         err = driver_set_capabilities(&d->destination, driver_destination_capabilities,
-                                      DRIVER_N(driver_destination_capabilities), reason);
+                                      DRIVER_N(driver_destination_capabilities), false, reason);
     }
     if (!err) {
         d->listening = true;
@@ -278,7 +283,8 @@ static int driver_prepare(struct driver *driver, const struct driver_config *con
     if (!err) {
         d->set = true;
         err = driver_set_capabilities(&d->source, driver_source_capabilities,
-                                      DRIVER_N(driver_source_capabilities), reason);
+                                      DRIVER_N(driver_source_capabilities),
+                                      config->auto_converge, reason);
     }
     if (!err) {
         err = qmp_call(&d->source, "migrate-set-parameters",
@@ -348,7 +354,8 @@ static int driver_query(struct qmp *qmp, struct driver_progress *progress, struc
     progress->ram_total = hosts_bytes(ram, "total");
     progress->ram_remaining = hosts_bytes(ram, "remaining");
     progress->rounds = hosts_bytes(ram, "dirty-sync-count");
-    progress->transferred = hosts_bytes(ram, "transferred");
+    progress->dirty_rate = hosts_bytes(ram, "dirty-pages-rate") * PAGE_BYTES;
+    progress->throttle = (unsigned)hosts_bytes(answer, "cpu-throttle-percentage");
     progress->total_ms = hosts_bytes(answer, "total-time");
     progress->downtime_ms = hosts_bytes(answer, "downtime");
     snprintf(progress->error, sizeof(progress->error), "%s", error ? error : "");
@@ -375,7 +382,8 @@ static int driver_poll(struct driver *driver, struct driver_progress *progress,
     int err = driver_query(&d->source, progress, reason);
     driver->stopped_us = d->source.stop_us;
     if (!err && progress->phase == DRIVER_MOVING &&
-        pace_step(&d->pace, progress->rounds, driver->sent, driver->busy_us)) {
+        pace_step(&d->pace, progress->rounds, driver->sent, driver->busy_us,
+                  units_now_us())) {
         err = driver_allow(d, reason);
     }
     return err;

@@ -28,6 +28,7 @@
 #include "split-migrate/hosts.h"
 #include "split-migrate/plan.h"
 #include "split-migrate/progress.h"
+#include "split-migrate/stall.h"
 #include "split-migrate/target.h"
 
 struct move_options {
@@ -77,6 +78,7 @@ struct move {
     bool proceeded; /* the switch-over has begun */
 
     struct progress progress;
+    struct stall stall;
     struct move_stats stats;
     struct driver_progress last;
     uint64_t began_us;

@@ -2,22 +2,46 @@
 #include "split-migrate/pace.h"
 
 #define PACE_STEP_MS 50
-#define PACE_RATE_ROUNDS 2    /* it is known by then how fast it can go */
-#define PACE_MEASURE_US 20000 /* a stretch long enough to mean something */
+#define PACE_RATE_ROUNDS 2  /* it is known by then how fast it can go */
+#define PACE_RATE_US 20000u /* stretches long enough to mean something */
+#define PACE_FLOW_US 300000u
 
 /* A stretch in which zero pages were looked for says little, so the rate falls slowly. */
-static void pace_measure(struct pace *pace, uint64_t sent, uint64_t busy_us)
+static void pace_rate(struct pace *pace, uint64_t sent, uint64_t busy_us)
 {
-    if (sent < pace->sent || busy_us < pace->busy_us) {
-        pace->sent = sent;
-        pace->busy_us = busy_us;
-    } else if (busy_us - pace->busy_us >= PACE_MEASURE_US) {
-        uint64_t rate = (sent - pace->sent) * 1000000 / (busy_us - pace->busy_us);
+    if (sent < pace->rate_sent || busy_us < pace->rate_busy_us) {
+        pace->rate_sent = sent;
+        pace->rate_busy_us = busy_us;
+    } else if (busy_us - pace->rate_busy_us >= PACE_RATE_US) {
+        uint64_t rate = (sent - pace->rate_sent) * 1000000 / (busy_us - pace->rate_busy_us);
         uint64_t before = pace->rate - pace->rate / 8;
         pace->rate = rate > before ? rate : before;
-        pace->sent = sent;
-        pace->busy_us = busy_us;
+        pace->rate_sent = sent;
+        pace->rate_busy_us = busy_us;
     }
+}
+
+static void pace_flow(struct pace *pace, uint64_t sent, uint64_t now_us)
+{
+    if (!pace->flow_us || sent < pace->flow_sent) {
+        pace->flow_us = now_us;
+        pace->flow_sent = sent;
+    } else if (now_us - pace->flow_us >= PACE_FLOW_US) {
+        uint64_t flow = (sent - pace->flow_sent) * 1000000 / (now_us - pace->flow_us);
+        pace->flow = flow > pace->flow ? flow : pace->flow;
+        pace->flow_us = now_us;
+        pace->flow_sent = sent;
+    }
+}
+
+static uint64_t pace_bandwidth(const struct pace *pace, uint64_t rounds)
+{
+    uint64_t rate = pace->rate / 4 * 3;
+
+    if (rounds < PACE_RATE_ROUNDS) {
+        return 0;
+    }
+    return pace->flow && rate > 2 * pace->flow ? 2 * pace->flow : rate;
 }
 
 static uint64_t pace_downtime(const struct pace *pace, uint64_t rounds)
@@ -31,12 +55,14 @@ void pace_begin(struct pace *pace, uint64_t limit_ms)
     pace->downtime_ms = pace_downtime(pace, 1);
 }
 
-bool pace_step(struct pace *pace, uint64_t rounds, uint64_t sent, uint64_t busy_us)
+bool pace_step(struct pace *pace, uint64_t rounds, uint64_t sent, uint64_t busy_us,
+               uint64_t now_us)
 {
     uint64_t downtime_ms = pace_downtime(pace, rounds ? rounds : 1);
 
-    pace_measure(pace, sent, busy_us);
-    uint64_t bandwidth = rounds >= PACE_RATE_ROUNDS ? pace->rate / 4 * 3 : 0;
+    pace_rate(pace, sent, busy_us);
+    pace_flow(pace, sent, now_us);
+    uint64_t bandwidth = pace_bandwidth(pace, rounds);
     bool changed = bandwidth > pace->bandwidth + pace->bandwidth / 4 ||
                    bandwidth < pace->bandwidth - pace->bandwidth / 4;
     if (downtime_ms <= pace->downtime_ms && !changed) {

@@ -10,7 +10,8 @@
  * was little to send then (holes, or a guest that writes little), which would keep it from ever
  * switching over; and it is the operator's limit if there is one, which does not hold at the
  * switch-over.  So from the second round on it is told how fast the pager sends while it has
- * something to send, less a part of it, since the last pages are scattered.
+ * something to send, less a part of it, since the last pages are scattered; but no more than twice
+ * what goes through in the long run, so that a limited move does not end in a flood.
  */
 #ifndef SPLIT_MIGRATE_PACE_H
 #define SPLIT_MIGRATE_PACE_H
@@ -22,9 +23,12 @@ struct pace {
     uint64_t limit_ms;    /* what the operator allows */
     uint64_t downtime_ms; /* what QEMU is to be told */
     uint64_t bandwidth;   /* bytes/s, likewise; 0: nothing */
-    uint64_t rate;        /* bytes/s while the pager sends, of late; 0: not known yet */
-    uint64_t busy_us;     /* when it was last looked at */
-    uint64_t sent;
+    uint64_t rate;         /* bytes/s while the pager sends, of late; 0: not known yet */
+    uint64_t rate_busy_us; /* when it was last looked at */
+    uint64_t rate_sent;
+    uint64_t flow;        /* bytes/s whether it sends or not, the best seen; 0: not known yet */
+    uint64_t flow_us;
+    uint64_t flow_sent;
 };
 
 /** pace_begin() - from the beginning; what QEMU is to be told then is ->downtime_ms only */
@@ -35,8 +39,10 @@ void pace_begin(struct pace *pace, uint64_t limit_ms);
  * @rounds: of dirty pages, the first is 1
  * @sent: bytes the pager has sent since the migration began
  * @busy_us: for so long it had something to send
+ * @now_us: the time
  * Return: true if QEMU must be told ->downtime_ms and ->bandwidth.
  */
-bool pace_step(struct pace *pace, uint64_t rounds, uint64_t sent, uint64_t busy_us);
+bool pace_step(struct pace *pace, uint64_t rounds, uint64_t sent, uint64_t busy_us,
+               uint64_t now_us);
 
 #endif

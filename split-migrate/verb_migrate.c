@@ -70,8 +70,8 @@ static int verb_migrate_move(struct move *move, const struct arguments *argument
 /* Options that mean something to one of the drivers only. */
 static int verb_migrate_check(const struct arguments *arguments)
 {
-    static const char *const managed[] = {"persistent",     "undefinesource", "dname", "migrateuri",
-                                          "abort-on-error", "auto-converge",  "unsafe"};
+    static const char *const managed[] = {"persistent", "undefinesource", "dname",
+                                          "migrateuri", "abort-on-error", "unsafe"};
     bool libvirt = strncmp(arguments->word[0], "qmp:", 4) != 0;
 
     for (size_t i = 0; i < sizeof(managed) / sizeof(managed[0]) && !libvirt; i++) {

@@ -129,23 +129,31 @@ int virt_domain(virConnectPtr connect, const char *name, virDomainPtr *domain,
 
 static void virt_job_values(virTypedParameterPtr params, int n, struct driver_progress *progress)
 {
+    uint64_t dirty_pages = 0;
+    uint64_t page_bytes = PAGE_BYTES;
     const struct {
         const char *name;
         uint64_t *to;
     } table[] = {
         {VIR_DOMAIN_JOB_MEMORY_TOTAL, &progress->ram_total},
         {VIR_DOMAIN_JOB_MEMORY_REMAINING, &progress->ram_remaining},
-        {VIR_DOMAIN_JOB_MEMORY_PROCESSED, &progress->transferred},
         {VIR_DOMAIN_JOB_MEMORY_ITERATION, &progress->rounds},
         {VIR_DOMAIN_JOB_TIME_ELAPSED, &progress->total_ms},
         {VIR_DOMAIN_JOB_DOWNTIME, &progress->downtime_ms},
+        {VIR_DOMAIN_JOB_MEMORY_DIRTY_RATE, &dirty_pages},
+        {VIR_DOMAIN_JOB_MEMORY_PAGE_SIZE, &page_bytes},
     };
     unsigned long long value;
+    int throttle;
 
     for (size_t i = 0; i < sizeof(table) / sizeof(table[0]); i++) {
         if (virTypedParamsGetULLong(params, n, table[i].name, &value) == 1) {
             *table[i].to = value;
         }
+    }
+    progress->dirty_rate = dirty_pages * page_bytes;
+    if (virTypedParamsGetInt(params, n, VIR_DOMAIN_JOB_AUTO_CONVERGE_THROTTLE, &throttle) == 1) {
+        progress->throttle = (unsigned)throttle;
     }
 }
 

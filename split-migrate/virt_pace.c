@@ -46,7 +46,7 @@ void virt_pace_step(struct virt_pace *pace, virDomainPtr domain,
     unsigned long long now_ms;
 
     if (!pace->ours ||
-        !pace_step(&pace->pace, progress->rounds, sent, busy_us)) {
+        !pace_step(&pace->pace, progress->rounds, sent, busy_us, units_now_us())) {
         return;
     }
     if (virDomainMigrateGetMaxDowntime(domain, &now_ms, 0) < 0) {

@@ -133,11 +133,36 @@ static int watch_give_up(struct move *move, int failure, struct reason *reason)
     return failure;
 }
 
+/* Say once that it does not converge, and how far QEMU slows the guest down for it. */
+static void watch_stall(struct move *move)
+{
+    struct stall *stall = &move->stall;
+    unsigned throttle = stall->throttle;
+    bool stalled = stall->stalled;
+    char because[STALL_TEXT];
+    char note[64];
+
+    if (!stall_step(stall, &move->last, move->stats.wire_bytes, units_now_us())) {
+        return;
+    }
+    if (stall->stalled && !stalled) {
+        progress_end(&move->progress);
+        log_warn("the move does not come to an end%s%s", stall_because(stall, because, sizeof(because)),
+                 move->options.driver.auto_converge ? "" : ": --auto-converge would slow it down");
+    }
+    if (stall->throttle > throttle) {
+        snprintf(note, sizeof(note), "Slowing the guest down by %u %%", stall->throttle);
+        progress_note(&move->progress, note);
+    }
+}
+
 /* Shall the operator's wish or the clock end it? Return: 0, or -errno with a sentence in @reason.
  */
 static int watch_limits(struct move *move, struct reason *reason)
 {
     uint64_t limit = move->policy.timeout_s * 1000000u;
+    char because[STALL_TEXT];
+    char note[STALL_TEXT + 64];
 
     if (interrupt_pending()) {
         return reason_set(reason, -EINTR, "interrupted: the migration was cancelled");
@@ -145,7 +170,9 @@ static int watch_limits(struct move *move, struct reason *reason)
     bool late = limit && units_now_us() - move->started_us > limit;
     if (late && move->options.suspend_late) {
         if (!move->suspended) {
-            progress_note(&move->progress, "Suspending the guest: it takes too long");
+            snprintf(note, sizeof(note), "Suspending the guest: it takes too long%s",
+                     stall_because(&move->stall, because, sizeof(because)));
+            progress_note(&move->progress, note);
             move->suspended = true;
             return move->driver->ops->suspend(move->driver, reason);
         }
@@ -153,8 +180,9 @@ static int watch_limits(struct move *move, struct reason *reason)
     }
     if (late) {
         return reason_set(reason, -ETIMEDOUT,
-                          "the migration did not finish within %llu s: it was cancelled",
-                          (unsigned long long)move->policy.timeout_s);
+                          "the migration did not finish within %llu s%s: it was cancelled",
+                          (unsigned long long)move->policy.timeout_s,
+                          stall_because(&move->stall, because, sizeof(because)));
     }
     return 0;
 }
@@ -242,6 +270,9 @@ static int watch_once(struct move *move, struct reason *reason)
     }
     if (err) {
         return err;
+    }
+    if (phase == DRIVER_MOVING) {
+        watch_stall(move);
     }
     if (phase >= DRIVER_MOVING && (move->stats.pages_done || move->stats.rounds)) {
         fault_point(FAULT_ROUND);

@@ -4,6 +4,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -320,6 +321,26 @@ def test_signal_and_timeout():
         _, err = b.migrate("--live", "--timeout", "1", status=1)
         assert "did not finish within 1 s" in err, err
         b.check_undone("timeout")
+
+
+def test_fast_writer():
+    """It is said that a guest writes too fast, what slows it down, and why the time was not enough."""
+    with Bench() as b:
+        b.source.steps, b.source.fast_writer = ["setup", "active"], True
+        _, err = b.migrate("--live", "--timeout", "3", status=1)
+        assert err.count("the move does not come to an end, as the guest writes 240 MiB/s and ") == 1, err
+        assert re.search(r"can be sent: --auto-converge would slow it down$", err, re.M), err
+        assert re.search(r"^error: the migration did not finish within 3 s, as the guest writes 240 MiB/s and "
+                         r"[\d.]+ [KMG]iB/s can be sent: it was cancelled$", err, re.M), err
+        b.check_undone("timeout")
+        assert b.source.capabilities["auto-converge"] is False
+    with Bench() as b:
+        b.source.steps, b.source.fast_writer = ["setup", "active"], True
+        _, err = b.migrate("--live", "--verbose", "--auto-converge", "--timeout", "3", status=1)
+        assert "Slowing the guest down by 20 %" in err and "would slow" not in err, err
+        assert re.search(r"within 3 s, as the guest writes 240 MiB/s although it is slowed down by \d+ % and ", err), err
+        b.check_undone("timeout")
+        assert b.source.capabilities["auto-converge"] is False, "QEMU has back what it had"
 
 
 def test_signal_while_profiling():

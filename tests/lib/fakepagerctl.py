@@ -62,7 +62,7 @@ class FakePager(ControlServer):
         self.rounds += 1
         return {"state": "failed" if self.reason else "moving", "reason": self.reason,
                 "rounds": self.rounds, "pages_done": 1000 * self.rounds, "zero_pages": 17,
-                "wire_bytes": MIB, "main_bytes": 2 * MIB,
+                "wire_bytes": MIB * self.rounds, "busy_us": 1000 * self.rounds, "main_bytes": 2 * MIB,
                 "subhost_bytes": [MIB] * self.n_subhosts, "ram": self.ram}
 
     def verb_outgoing_cancel(self, sock, arguments):

@@ -176,10 +176,12 @@ class FakeQemu(ControlServer):
         self.migration = None
         self.error = None
         self.objects = ["ram-pager", "memory-backend-memfd"]
+        self.fast_writer = False  # each query finds another round with as much to send
         self.steps = ["setup", "active", "active", "active", "device", "completed"]
-        self.step = 0
+        self.step = self.rounds = 0
         self.capabilities = {"events": False, "return-path": False,
-                             "pause-before-switchover": True, "postcopy-ram": False}
+                             "pause-before-switchover": True, "postcopy-ram": False,
+                             "auto-converge": False}
         self.parameters = {"max-bandwidth": 134217728, "downtime-limit": 333}
         self.peer = None      # the destination
         self.on_complete = lambda: None
@@ -265,6 +267,11 @@ class FakeQemu(ControlServer):
         answer = {"status": self.migration, "total-time": 1234,
                   "ram": {"total": 1 << 30, "remaining": max(0, (4 - self.step)) << 28,
                           "dirty-sync-count": self.step}}
+        if self.fast_writer and self.migration == "active":
+            self.rounds += 1
+            answer["ram"].update({"dirty-sync-count": self.rounds, "remaining": 500 << 20, "dirty-pages-rate": 61440})
+            if self.capabilities["auto-converge"]:
+                answer["cpu-throttle-percentage"] = min(99, 10 * self.rounds)
         if self.migration == "completed":
             answer["downtime"] = 56
         if self.migration == "failed" and self.error:

@@ -16,14 +16,14 @@ static void test_downtime(void **state)
     (void)state;
     pace_begin(&pace, 120);
     assert_int_equal(pace.downtime_ms, 50);
-    assert_false(pace_step(&pace, 0, 0, 1));
-    assert_false(pace_step(&pace, 1, 0, 2));
-    assert_true(pace_step(&pace, 2, 0, 3));
+    assert_false(pace_step(&pace, 0, 0, 0, 1));
+    assert_false(pace_step(&pace, 1, 0, 0, 2));
+    assert_true(pace_step(&pace, 2, 0, 0, 3));
     assert_int_equal(pace.downtime_ms, 100);
-    assert_false(pace_step(&pace, 2, 0, 4));
-    assert_true(pace_step(&pace, 7, 0, 5)); /* rounds that were not looked at */
+    assert_false(pace_step(&pace, 2, 0, 0, 4));
+    assert_true(pace_step(&pace, 7, 0, 0, 5)); /* rounds that were not looked at */
     assert_int_equal(pace.downtime_ms, 120);
-    assert_false(pace_step(&pace, UINT64_MAX, 0, 6));
+    assert_false(pace_step(&pace, UINT64_MAX, 0, 0, 6));
     pace_begin(&pace, 20);
     assert_int_equal(pace.downtime_ms, 20);
 }
@@ -34,30 +34,48 @@ static void test_rate(void **state)
 
     (void)state;
     pace_begin(&pace, 300);
-    pace_step(&pace, 1, 0, 0);
-    pace_step(&pace, 1, 1 * MIB, 10000); /* too short to mean something */
+    pace_step(&pace, 1, 0, 0, 1);
+    pace_step(&pace, 1, 1 * MIB, 10000, 1); /* too short to mean something */
     assert_int_equal(pace.rate, 0);
-    pace_step(&pace, 1, 50 * MIB, 500000);
+    pace_step(&pace, 1, 50 * MIB, 500000, 1);
     assert_int_equal(pace.rate, 100 * MIB);
-    pace_step(&pace, 1, 50 * MIB, 500000); /* nothing was to be sent */
+    pace_step(&pace, 1, 50 * MIB, 500000, 1); /* nothing was to be sent */
     assert_int_equal(pace.rate, 100 * MIB);
     assert_int_equal(pace.bandwidth, 0);
-    assert_true(pace_step(&pace, 2, 50 * MIB, 500000));
+    assert_true(pace_step(&pace, 2, 50 * MIB, 500000, 1));
     assert_int_equal(pace.bandwidth, 75 * MIB);
 
     /* However little downtime is allowed; and again when it turns out to be faster, or slower. */
     pace_begin(&pace, 20);
-    assert_false(pace_step(&pace, 1, 80 * MIB, 1000000));
-    assert_true(pace_step(&pace, 3, 80 * MIB, 1000000));
+    assert_false(pace_step(&pace, 1, 80 * MIB, 1000000, 1));
+    assert_true(pace_step(&pace, 3, 80 * MIB, 1000000, 1));
     assert_int_equal(pace.bandwidth, 60 * MIB);
-    assert_false(pace_step(&pace, 4, 88 * MIB, 1100000));
-    assert_true(pace_step(&pace, 4, 168 * MIB, 1600000));
+    assert_false(pace_step(&pace, 4, 88 * MIB, 1100000, 1));
+    assert_true(pace_step(&pace, 4, 168 * MIB, 1600000, 1));
     assert_int_equal(pace.bandwidth, 120 * MIB);
-    assert_false(pace_step(&pace, 4, 168 * MIB, 1700000)); /* zero pages: less by an eighth */
+    assert_false(pace_step(&pace, 4, 168 * MIB, 1700000, 1)); /* zero pages: less by an eighth */
     assert_int_equal(pace.rate, 140 * MIB);
-    assert_false(pace_step(&pace, 4, 168 * MIB, 1800000));
-    assert_true(pace_step(&pace, 4, 168 * MIB, 1900000));
+    assert_false(pace_step(&pace, 4, 168 * MIB, 1800000, 1));
+    assert_true(pace_step(&pace, 4, 168 * MIB, 1900000, 1));
     assert_true(pace.bandwidth < 90 * MIB);
+}
+
+/* A limit is exceeded twofold at most. */
+static void test_flow(void **state)
+{
+    struct pace pace;
+
+    (void)state;
+    pace_begin(&pace, 300);
+    pace_step(&pace, 1, 0, 0, 1000000);
+    pace_step(&pace, 1, 4 * MIB, 40000, 1100000); /* a burst tells nothing about it */
+    assert_int_equal(pace.rate, 100 * MIB);
+    assert_int_equal(pace.flow, 0);
+    assert_true(pace_step(&pace, 2, 10 * MIB, 100000, 2000000));
+    assert_int_equal(pace.flow, 10 * MIB);
+    assert_int_equal(pace.bandwidth, 20 * MIB);
+    pace_step(&pace, 3, 10 * MIB, 100000, 3000000); /* nothing was to be sent */
+    assert_int_equal(pace.bandwidth, 20 * MIB);
 }
 
 int main(void)
@@ -65,6 +83,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_downtime),
         cmocka_unit_test(test_rate),
+        cmocka_unit_test(test_flow),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
