@@ -56,7 +56,7 @@ PKGS = jansson
 ALL_CFLAGS = $(CSTD) $(WARN) $(CFLAGS) $(HARDEN) $(SANFLAGS) -D_GNU_SOURCE -I. -pthread -MMD -MP \
              $(LIBVIRT_CFLAGS) $(RDMA_CFLAGS)
 ALL_LDFLAGS = $(LDFLAGS) $(SANFLAGS) -pthread -pie -Wl,-z,relro,-z,now,--as-needed
-LDLIBS = -ljansson -lgnutls -lmicrohttpd $(RDMA_LIBS)
+LDLIBS = -ljansson -lgnutls -lmicrohttpd -llz4 -lzstd $(RDMA_LIBS)
 
 Q = $(if $(V),,@)
 say = $(if $(V),,@printf '  %-5s %s\n' $(1) $(2))
@@ -135,7 +135,7 @@ tools: all $(TEST_TOOLS) $(B)/bin/mover-floor $(B)/bin/fault-floor $(B)/bin/swee
 
 # ---- set-up ----
 
-DEPS_BUILD = gcc make libc6-dev pkg-config libjansson-dev libinih-dev libgnutls28-dev libmicrohttpd-dev libvirt-dev libxml2-dev \
+DEPS_BUILD = gcc make libc6-dev pkg-config libjansson-dev libinih-dev libgnutls28-dev libmicrohttpd-dev liblz4-dev libzstd-dev libvirt-dev libxml2-dev \
              libibverbs-dev librdmacm-dev
 DEPS_TEST = python3 python3-prometheus-client libcmocka-dev libnbd-bin nbdkit gnutls-bin qemu-utils fio cpio gzip procps ca-certificates \
             busybox-static xz-utils apt-utils dpkg-dev clang libclang-rt-14-dev clang-tidy cppcheck \

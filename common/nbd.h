@@ -33,6 +33,8 @@
 #define NBD_OPT_LIST_META_CONTEXT 9u
 #define NBD_OPT_SET_META_CONTEXT 10u
 
+#define NBD_OPT_PACK 0x534d0001u /* ours: may NBD_CMD_PACK be used? */
+
 #define NBD_REP_ACK 1u
 #define NBD_REP_SERVER 2u
 #define NBD_REP_INFO 3u
@@ -68,6 +70,8 @@
 #define NBD_CMD_TRIM 4u
 #define NBD_CMD_WRITE_ZEROES 6u
 #define NBD_CMD_BLOCK_STATUS 7u
+
+#define NBD_CMD_PACK 0x5301u /* ours, if NBD_OPT_PACK was acknowledged: a WRITE, compressed (pack.h) */
 
 #define NBD_CMD_FLAG_FUA (1u << 0)
 #define NBD_CMD_FLAG_NO_HOLE (1u << 1)

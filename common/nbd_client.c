@@ -53,6 +53,7 @@ struct talk {
     const char *tls_host; /* NULL: plaintext is wanted */
     uint64_t deadline_us; /* UINT64_MAX: never */
     bool flags_sent;
+    bool packing; /* NBD_CMD_PACK is wanted */
 };
 
 static int talk_wait(const struct talk *talk, short events)
@@ -230,6 +231,22 @@ static int negotiate_tls(struct talk *talk, uint16_t server_flags, struct reason
     return channel_secure(&talk->channel, talk->tls_host, talk->deadline_us, reason);
 }
 
+/* A server that does not know the option says so, and all goes on without. */
+static int negotiate_pack(struct talk *talk, uint16_t server_flags, bool *packs,
+                          struct reason *reason)
+{
+    uint8_t body[MAX_OPTION_REPLY];
+    uint32_t type = 0;
+    uint32_t length;
+    int err = send_option(talk, server_flags, NBD_OPT_PACK, NULL, 0);
+
+    if (!err) {
+        err = receive_reply_to(talk, NBD_OPT_PACK, &type, body, &length, reason);
+    }
+    *packs = !err && type == NBD_REP_ACK;
+    return err && type == NBD_REP_ERR_UNSUP ? 0 : err;
+}
+
 static int receive_go_reply(const struct talk *talk, struct nbd_client *client, bool *sized,
                             bool *done, struct reason *reason)
 {
@@ -269,6 +286,9 @@ static int negotiate(struct talk *talk, struct nbd_client *client, const char *e
         return reason_set(reason, -EPROTO, "the peer does not speak NBD's fixed newstyle");
     }
     err = talk->tls_host ? negotiate_tls(talk, flags, reason) : 0;
+    if (!err && talk->packing) {
+        err = negotiate_pack(talk, flags, &client->packs, reason);
+    }
     if (!err) {
         err = send_go(talk, flags, export, strlen(export), reason);
     }
@@ -282,10 +302,11 @@ static int negotiate(struct talk *talk, struct nbd_client *client, const char *e
     return err;
 }
 
-int nbd_client_connect(struct nbd_client *client, const struct endpoint *endpoint,
-                       const char *export, int timeout_ms, struct reason *reason)
+static int client_connect(struct nbd_client *client, const struct endpoint *endpoint,
+                          const char *export, bool packing, int timeout_ms, struct reason *reason)
 {
     struct talk talk = {
+        .packing = packing,
         .tls_host = endpoint->tls ? endpoint->host : NULL,
         .deadline_us =
             timeout_ms < 0 ? UINT64_MAX : units_now_us() + (uint64_t)timeout_ms * 1000};
@@ -307,6 +328,18 @@ int nbd_client_connect(struct nbd_client *client, const struct endpoint *endpoin
     }
     client->channel = talk.channel;
     return 0;
+}
+
+int nbd_client_connect(struct nbd_client *client, const struct endpoint *endpoint,
+                       const char *export, int timeout_ms, struct reason *reason)
+{
+    return client_connect(client, endpoint, export, false, timeout_ms, reason);
+}
+
+int nbd_client_connect_packing(struct nbd_client *client, const struct endpoint *endpoint,
+                               const char *export, int timeout_ms, struct reason *reason)
+{
+    return client_connect(client, endpoint, export, true, timeout_ms, reason);
 }
 
 void nbd_client_close(struct nbd_client *client, bool polite)

@@ -23,6 +23,7 @@ struct nbd_client {
     uint64_t size;
     uint32_t flags; /* transmission flags, NBD_TFLAG_* */
     uint64_t next_cookie;
+    bool packs; /* NBD_CMD_PACK may be used */
 };
 
 /**
@@ -35,6 +36,10 @@ struct nbd_client {
  */
 int nbd_client_connect(struct nbd_client *client, const struct endpoint *endpoint,
                        const char *export, int timeout_ms, struct reason *reason);
+
+/** nbd_client_connect_packing() - the same, and ask for NBD_CMD_PACK: ->packs tells whether the server knows it */
+int nbd_client_connect_packing(struct nbd_client *client, const struct endpoint *endpoint,
+                               const char *export, int timeout_ms, struct reason *reason);
 
 /** nbd_client_close() - send DISC if the connection is idle and whole (@polite), close */
 void nbd_client_close(struct nbd_client *client, bool polite);

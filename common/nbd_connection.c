@@ -38,6 +38,8 @@ struct nbd_connection *nbd_connection_new(const struct nbd_server_config *config
 void nbd_connection_free(struct nbd_connection *conn)
 {
     channel_close(&conn->channel);
+    bounce_free(&conn->pack);
+    unpacker_free(conn->unpacker);
     munmap(conn, mapping_size());
 }
 

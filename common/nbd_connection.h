@@ -25,9 +25,11 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
+#include "common/bounce.h"
 #include "common/channel.h"
 #include "common/nbd.h"
 #include "common/nbd_server.h"
+#include "common/pack.h"
 
 #define NBD_RX_BYTES (128u << 10)
 #define NBD_TX_BYTES (128u << 10)
@@ -49,10 +51,13 @@ struct nbd_connection {
     bool opened;
     bool structured;       /* the client asked for structured replies */
     bool no_zeroes;        /* the client asked for a short NBD_OPT_EXPORT_NAME reply */
+    bool packs;            /* the client asked for NBD_CMD_PACK */
     bool allocation;       /* base:allocation was chosen, for the export named meta_name */
     uint32_t meta_length;
     char meta_name[NBD_MAX_STRING];
     uint64_t deadline_us; /* of the handshake; 0: none */
+    struct bounce pack;
+    struct unpacker *unpacker;
     size_t rx_start, rx_end;
     size_t tx_used;
     unsigned n_iov, n_pins;
@@ -131,6 +136,12 @@ struct nbd_command {
     uint64_t offset;
     uint64_t cookie; /* as it came: only ever copied back */
 };
+
+/** nbd_validate() - all that must be true of a request before it is run. Return: 0 or -errno for the client. */
+int nbd_validate(const struct nbd_connection *conn, const struct nbd_command *command);
+
+/** nbd_pack_serve() - NBD_CMD_PACK; Return: 0, or -errno that ends the connection */
+int nbd_pack_serve(struct nbd_connection *conn, const struct nbd_command *command);
 
 /** nbd_reply_read() - answer a READ that passed validation */
 int nbd_reply_read(struct nbd_connection *conn, const struct nbd_command *command);

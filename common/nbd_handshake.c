@@ -309,6 +309,15 @@ static int option_structured(struct nbd_connection *conn, struct body body)
     return reply_plain(conn, NBD_OPT_STRUCTURED_REPLY, NBD_REP_ACK);
 }
 
+static int option_pack(struct nbd_connection *conn, struct body body)
+{
+    if (body.left) {
+        return reply_error(conn, NBD_OPT_PACK, NBD_REP_ERR_INVALID, "NBD_OPT_PACK has no body");
+    }
+    conn->packs = true;
+    return reply_plain(conn, NBD_OPT_PACK, NBD_REP_ACK);
+}
+
 /* Does any of the queries in @body ask for base:allocation?  No queries: @if_none. */
 static bool wants_allocation(struct body *body, bool listing)
 {
@@ -425,6 +434,8 @@ static int run_option(struct nbd_connection *conn, uint32_t option, struct body 
         return option_info(conn, option, body, ready);
     case NBD_OPT_STRUCTURED_REPLY:
         return option_structured(conn, body);
+    case NBD_OPT_PACK:
+        return option_pack(conn, body);
     case NBD_OPT_LIST_META_CONTEXT:
     case NBD_OPT_SET_META_CONTEXT:
         return option_meta(conn, option, body);

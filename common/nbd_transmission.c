@@ -2,10 +2,10 @@
 /*
  * nbd_transmission.c - serve the requests of one connection
  *
- * validate() is the only place that judges a request; behind it offsets and
+ * nbd_validate() is the only place that judges a request; behind it offsets and
  * lengths are inside the export.  A refused request's payload is received and
- * dropped, so the stream stays in sync.  Only a wrong magic number and a WRITE
- * larger than NBD_MAX_REQUEST cost the connection.
+ * dropped, so the stream stays in sync.  Only a wrong magic number, a WRITE
+ * larger than NBD_MAX_REQUEST and a PACK larger than PACK_MOST cost the connection.
  */
 #include <endian.h>
 #include <errno.h>
@@ -53,8 +53,7 @@ static int validate_type(const struct nbd_connection *conn, uint16_t type)
     }
 }
 
-/* All that must be true of a request before it is run. */
-static int validate(const struct nbd_connection *conn, const struct nbd_command *command)
+int nbd_validate(const struct nbd_connection *conn, const struct nbd_command *command)
 {
     int err = validate_type(conn, command->type);
     if (err) {
@@ -99,7 +98,7 @@ static int serve_write(struct nbd_connection *conn, const struct nbd_command *co
             return err;
         }
     }
-    int status = validate(conn, command);
+    int status = nbd_validate(conn, command);
     if (!status) {
         status = export->ops->write_begin(export, command->offset, command->length, &memory);
     }
@@ -137,7 +136,10 @@ static int serve(struct nbd_connection *conn, const struct nbd_command *command)
     if (command->type == NBD_CMD_WRITE) {
         return serve_write(conn, command);
     }
-    int status = validate(conn, command);
+    if (command->type == NBD_CMD_PACK && conn->packs) {
+        return nbd_pack_serve(conn, command);
+    }
+    int status = nbd_validate(conn, command);
     if (status) {
         return nbd_reply_status(conn, command, status);
     }

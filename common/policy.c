@@ -9,6 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/pack.h"
+
 #define MAIN(field) offsetof(struct policy, field)
 #define SUBHOST(field) offsetof(struct policy_subhost, field)
 
@@ -34,6 +36,7 @@ const struct policy_key policy_keys[] = {
     {"migration", "bandwidth", MAIN(bandwidth), 0, INT64_MAX, POLICY_SIZE, false},
     {"migration", "downtime", MAIN(downtime_ms), 1, 2000000, POLICY_NUMBER, false},
     {"migration", "connections", MAIN(connections), 1, 16, POLICY_NUMBER, false},
+    {"migration", "compress", MAIN(compress), 0, 0, POLICY_COMPRESS, false},
     {"migration", "timeout", MAIN(timeout_s), 0, 604800, POLICY_NUMBER, false},
     {"migration", "ticket-seconds", MAIN(ticket_seconds), 1, 86400, POLICY_NUMBER, false},
     {"tls", "tls-certificates", MAIN(tls_certificates), 0, 0, POLICY_TEXT, false},
@@ -63,6 +66,7 @@ void policy_init(struct policy *policy, const char *const *predictors)
     policy->period_ms = 1000;
     policy->downtime_ms = 300;
     policy->connections = 2;
+    memcpy(policy->compress, "none", sizeof("none"));
     policy->ticket_seconds = 600;
 }
 
@@ -198,6 +202,16 @@ static int policy_parse_redundancy(char to[POLICY_WORD_LEN], const char *value,
     return 0;
 }
 
+static int policy_parse_compress(char to[POLICY_WORD_LEN], const char *value, struct reason *reason)
+{
+    if (strcmp(value, "adaptive") != 0 && pack_method_parse(value) == PACK_METHODS) {
+        return reason_set(reason, -EINVAL, "compress '%.64s' must be none, lz4, zstd or adaptive",
+                          value);
+    }
+    memcpy(to, value, strlen(value) + 1);
+    return 0;
+}
+
 static int policy_parse_directory(const struct policy_key *key, const char *value,
                                   char to[POLICY_TEXT_LEN], struct reason *reason)
 {
@@ -318,6 +332,8 @@ int policy_set(struct policy *policy, struct policy_subhost *subhost, const stru
         return policy_parse_redundancy(to, value, reason);
     case POLICY_DIRECTORY:
         return policy_parse_directory(key, value, to, reason);
+    case POLICY_COMPRESS:
+        return policy_parse_compress(to, value, reason);
     case POLICY_FALLBACK:
         return policy_parse_fallback(to, value, reason);
     case POLICY_URI:

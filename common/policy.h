@@ -67,6 +67,7 @@ struct policy {
     uint64_t bandwidth; /* bytes/s; 0: no limit */
     uint64_t downtime_ms;
     uint64_t connections;
+    char compress[POLICY_WORD_LEN]; /* memory on its way: none, lz4, zstd, adaptive */
     uint64_t timeout_s; /* 0: none */
     uint64_t ticket_seconds; /* how long connections may be opened with a migration's ticket */
 

@@ -10,7 +10,8 @@
 #define POLICY_SUBHOST "subhost"
 
 enum policy_type { POLICY_SIZE, POLICY_MARK, POLICY_NUMBER, POLICY_URI, POLICY_PREDICTOR, POLICY_LOSS,
-                   POLICY_TEXT, POLICY_FALLBACK, POLICY_REDUNDANCY, POLICY_DIRECTORY };
+                   POLICY_TEXT, POLICY_FALLBACK, POLICY_REDUNDANCY, POLICY_DIRECTORY,
+                   POLICY_COMPRESS };
 
 struct policy_key {
     const char *section;

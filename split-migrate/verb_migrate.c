@@ -27,6 +27,7 @@ const struct option_def verb_migrate_options[] = {
     {"timeout-abort", 0, NULL, "cancel then, which is the default"},
     {"connections", 0, "NUMBER", "connections to each host"},
     {"parallel-connections", 0, "NUMBER", "the same, by virsh's name"},
+    {"compress", 0, "HOW", "memory on its way: none, lz4, zstd or adaptive"},
     {"profile", 0, "SECONDS", "how long to sample accesses first; 0: not at all"},
     {"budget", 0, "SIZE", "memory the guest may have on the main host"},
     {"low-watermark", 0, "SIZE", "page out down to this; size or percent of the budget"},

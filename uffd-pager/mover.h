@@ -18,6 +18,7 @@
  *   "blocks": [{"index", "idstr", "size", "fd_offset", "flat"}] (fds in this order), "flat_size": bytes,
  *   "main": {"data": address, "export": "UUID.TICKET", "budget": bytes main may hold},
  *   "subhosts": [{"name", "data", "export"}], "history": "hex" is not here: it is in the partition fd }
+ * and "compress": as in struct policy, which may be missing.
  * The partition fd (memfd) holds [n_chunks] partition bytes as predictor_split() made them (low 7 bits: sub-host,
  * PREDICTOR_HOT: main), then [n_chunks] history bytes to pass on, then a struct mover_totals, which
  * the mover updates for outgoing-status (the worker maps the file).
@@ -28,6 +29,7 @@
 #include <stdint.h>
 
 #include "common/pagemap.h"
+#include "common/units.h"
 
 struct mover_totals {
     _Atomic uint64_t rounds;
@@ -44,6 +46,14 @@ struct mover_totals {
 static inline uint64_t mover_totals_offset(uint64_t n_chunks)
 {
     return (2 * n_chunks + 63) & ~(uint64_t)63;
+}
+
+/** mover_busy_us() - for how long there were pages to send, until now */
+static inline uint64_t mover_busy_us(const struct mover_totals *totals)
+{
+    uint64_t since = atomic_load(&totals->busy_since_us);
+
+    return atomic_load(&totals->busy_us) + (since ? units_now_us() - since : 0);
 }
 
 /** mover_main() - the whole life of a mover on socket @fd. Return: the process's exit status. */

@@ -208,6 +208,26 @@ static int config_target(struct mover *mover, unsigned i, const json_t *object,
     return err;
 }
 
+/* Any destination that does not take packs gets its pages as they are. */
+static int config_compress(struct mover *mover, const json_t *config, struct reason *reason)
+{
+    const char *name = json_string_value(json_object_get(config, "compress"));
+
+    adapt_begin(&mover->adapt);
+    if (!name) {
+        return 0;
+    }
+    mover->adaptive = strcmp(name, "adaptive") == 0;
+    enum pack_method method = mover->adaptive ? PACK_NONE : pack_method_parse(name);
+    if (method == PACK_METHODS) {
+        return reason_set(reason, -EINVAL,
+                          "'compress' must be none, lz4, zstd or adaptive, and not '%.32s'", name);
+    }
+    mover->pack_method = method;
+    mover->packing = mover->adaptive || method != PACK_NONE;
+    return 0;
+}
+
 static int config_targets(struct mover *mover, const json_t *config, struct reason *reason)
 {
     const json_t *main_host = json_object_get(config, "main");
@@ -226,6 +246,9 @@ static int config_targets(struct mover *mover, const json_t *config, struct reas
     }
     if (!err) {
         err = config_number(main_host, "budget", INT64_MAX, &budget, reason);
+    }
+    if (!err) {
+        err = config_compress(mover, config, reason);
     }
     mover->main_limit = budget / PAGE_BYTES;
     mover->connections = connections ? (unsigned)connections : 1;

@@ -75,13 +75,18 @@ static int connect_export(struct mover_stream *stream, int timeout_ms)
     struct mover_target *target = stream->target;
     struct reason reason = {""};
 
-    int err = nbd_client_connect(&stream->client, &target->endpoint, target->export_name,
-                                 timeout_ms, &reason);
+    int err = mover->packing
+                  ? nbd_client_connect_packing(&stream->client, &target->endpoint,
+                                               target->export_name, timeout_ms, &reason)
+                  : nbd_client_connect(&stream->client, &target->endpoint, target->export_name,
+                                       timeout_ms, &reason);
     connect_set(stream, false, err == 0);
     if (err) {
         stream->client.channel = CHANNEL_NONE;
     } else if (stream->client.size < mover->layout.flat_size) {
         err = reason_set(&reason, -EINVAL, "its export is smaller than the guest's RAM");
+    } else if (stream->client.packs && mover_stream_pack(stream) < 0) {
+        err = reason_set(&reason, -ENOMEM, "there is no memory for its buffers");
     }
     return err ? connect_failed(stream, err, &reason) : 0;
 }

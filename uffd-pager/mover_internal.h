@@ -34,6 +34,9 @@
  * remembered (if it was punched since, reading it finds zeros), but never that
  * it has none: the guest may have written it since.
  *
+ * Compression (common/pack.h) is each stream's own affair: it packs what would be a WRITE, if that makes it
+ * smaller and the destination takes packs.  Which way is the best one adapt.c finds out.
+ *
  * Locks: mover.lock guards the maps, the queues and the rounds; data_lock the
  * memory of what has data.  Neither is held while anything is sent or read.
  */
@@ -49,7 +52,9 @@
 #include "common/handoff_io.h"
 #include "common/layout.h"
 #include "common/nbd_client.h"
+#include "common/pack.h"
 #include "common/pagemap.h"
+#include "uffd-pager/adapt.h"
 #include "uffd-pager/mover.h"
 
 #define MOVER_MAIN 0u               /* of mover.target[]; sub-host i is 1 + i */
@@ -78,6 +83,7 @@ struct mover_slot {
     bool busy;
     uint32_t count;  /* pages */
     uint32_t fresh;  /* of these, counted against main's budget for this request */
+    uint32_t wire;   /* payload bytes */
     uint64_t first;  /* flat page */
 };
 
@@ -96,6 +102,9 @@ struct mover_stream {
     uint16_t free_slot;
     unsigned n_busy;
     uint64_t in_flight; /* payload bytes, batch included */
+    struct packer *packer; /* NULL: pages go as they are */
+    uint8_t *packs;        /* of the batch: room for all of its payload */
+    size_t packs_used;
     struct iovec iov[STREAM_IOVS];
     unsigned n_iov;
     uint64_t batch_bytes;
@@ -145,6 +154,10 @@ struct mover {
     struct mover_target *target;
     uint64_t bandwidth;
     uint32_t batch_bytes; /* payload of one request and of one sendmsg at most */
+    bool packing;         /* destinations are asked whether they take packs */
+    bool adaptive;        /* pack_method follows adapt */
+    _Atomic unsigned pack_method; /* enum pack_method */
+    _Atomic uint64_t under_way;   /* bytes of pages sent and not acknowledged */
     void *partition_file; /* mapped */
     uint64_t partition_size;
     struct mover_totals *totals;
@@ -174,6 +187,7 @@ struct mover {
     uint32_t round;       /* the number in the frames */
     bool deferring;       /* frames of the next round go to `next` */
     bool stalled;         /* fault injection */
+    struct adapt adapt;
     uint64_t send_time_us; /* bandwidth limit: when the next bytes may go */
 
     pthread_mutex_t data_lock;
@@ -229,6 +243,10 @@ void mover_stream_free(struct mover_stream *stream);
 /** mover_stream_put() - add a request to the batch, sending and waiting as needed; @fresh: see the slot */
 int mover_stream_put(struct mover_stream *stream, uint16_t type, uint64_t first, uint32_t count,
                      uint32_t fresh);
+/** mover_stream_pack() - the destination takes packs. Return: 0 or -ENOMEM. */
+int mover_stream_pack(struct mover_stream *stream);
+/** mover_stream_most() - pages of one request at most */
+uint64_t mover_stream_most(const struct mover_stream *stream);
 /** mover_stream_flush() - send the batch */
 int mover_stream_flush(struct mover_stream *stream);
 /** mover_stream_wait() - sleep until there are replies (and treat them) or `wake` was written */

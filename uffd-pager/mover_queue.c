@@ -305,6 +305,10 @@ void mover_done(struct mover *mover, uint64_t pages, uint64_t zero)
     uint64_t before = atomic_fetch_add(&mover->totals->pages_done, pages);
     mover->outstanding -= pages;
     queue_time(mover);
+    if (mover->adaptive && adapt_step(&mover->adapt, (pages - zero) * PAGE_BYTES, mover_busy_us(mover->totals),
+                                      atomic_load(&mover->under_way))) {
+        atomic_store(&mover->pack_method, mover->adapt.now);
+    }
     bool tell = mover->outstanding == 0 ||
                 before / MOVER_REPORT_PAGES != (before + pages) / MOVER_REPORT_PAGES;
     uint64_t round = mover->totals->rounds - mover->deferring;

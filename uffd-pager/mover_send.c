@@ -172,7 +172,7 @@ static int send_to_main(struct mover_stream *stream, uint64_t first, uint64_t co
 
 static int send_full(struct mover_stream *stream, uint64_t first, uint64_t count)
 {
-    uint64_t most = stream->mover->batch_bytes / PAGE_BYTES;
+    uint64_t most = mover_stream_most(stream);
     bool to_main = stream->target == &stream->mover->target[MOVER_MAIN];
     int err = 0;
 

@@ -49,6 +49,8 @@ void mover_stream_free(struct mover_stream *stream)
         return;
     }
     nbd_client_close(&stream->client, stream->n_busy == 0);
+    packer_free(stream->packer);
+    free(stream->packs);
     if (stream->wake >= 0) {
         close(stream->wake);
     }
@@ -56,15 +58,31 @@ void mover_stream_free(struct mover_stream *stream)
     free(stream);
 }
 
+int mover_stream_pack(struct mover_stream *stream)
+{
+    stream->packer = packer_new();
+    stream->packs = malloc(stream->mover->batch_bytes);
+    return stream->packer && stream->packs ? 0 : -ENOMEM;
+}
+
+static enum pack_method stream_method(const struct mover_stream *stream)
+{
+    return stream->packer ? (enum pack_method)atomic_load_explicit(&stream->mover->pack_method,
+                                                                   memory_order_relaxed)
+                          : PACK_NONE;
+}
+
+uint64_t mover_stream_most(const struct mover_stream *stream)
+{
+    uint64_t most = stream->mover->batch_bytes;
+
+    return (stream_method(stream) && most > PACK_MOST ? PACK_MOST : most) / PAGE_BYTES;
+}
+
 static int stream_lost(struct mover_stream *stream, int err)
 {
     return mover_fail(stream->mover, err, "the connection to %s broke: %s", stream->target->title,
                       channel_error(&stream->client.channel, err));
-}
-
-static uint64_t slot_payload(const struct mover_slot *slot)
-{
-    return slot->type == NBD_CMD_WRITE ? slot->count * PAGE_BYTES : 0;
 }
 
 static int stream_reply(struct mover_stream *stream, const struct nbd_simple_reply *reply)
@@ -82,7 +100,8 @@ static int stream_reply(struct mover_stream *stream, const struct nbd_simple_rep
     slot->next = stream->free_slot;
     stream->free_slot = (uint16_t)cookie;
     stream->n_busy--;
-    stream->in_flight -= slot_payload(slot);
+    stream->in_flight -= slot->wire;
+    atomic_fetch_sub(&stream->mover->under_way, slot->type == NBD_CMD_WRITE ? slot->count * PAGE_BYTES : 0);
     return mover_send_reply(stream, slot, error);
 }
 
@@ -194,6 +213,7 @@ int mover_stream_flush(struct mover_stream *stream)
     }
     stream->n_iov = 0;
     stream->batch_bytes = 0;
+    stream->packs_used = 0;
     return err;
 }
 
@@ -211,6 +231,27 @@ static int stream_room(struct mover_stream *stream, uint64_t payload)
         err = stream->n_iov ? mover_stream_flush(stream) : stream_poll(stream, POLLIN, -1);
     }
     return err;
+}
+
+/* The payload of a slot: its pages as they are or, if that is less, packed. Return: the command. */
+static uint16_t stream_payload(struct mover_stream *stream, const struct mover_slot *slot,
+                               struct iovec *iov)
+{
+    const uint8_t *memory = mover_memory_at(stream->mover, slot->first);
+    enum pack_method method = stream_method(stream);
+    size_t length = slot->count * PAGE_BYTES;
+    size_t packed = 0;
+
+    if (method && length <= PACK_MOST) {
+        uint8_t *to = stream->packs + stream->packs_used;
+        packed = packer_pack(stream->packer, method, memory, length, to);
+        *iov = (struct iovec){to, packed};
+        stream->packs_used += packed;
+    }
+    if (!packed) {
+        *iov = (struct iovec){(void *)(uintptr_t)memory, length};
+    }
+    return packed ? NBD_CMD_PACK : NBD_CMD_WRITE;
 }
 
 int mover_stream_put(struct mover_stream *stream, uint16_t type, uint64_t first, uint32_t count,
@@ -231,15 +272,19 @@ int mover_stream_put(struct mover_stream *stream, uint16_t type, uint64_t first,
     slot->first = first;
     slot->count = count;
     slot->fresh = fresh;
-    nbd_encode_request(&slot->header, type, 0, i, first * PAGE_BYTES, length);
-    stream->n_busy++;
-    stream->in_flight += payload;
+    slot->wire = 0;
     stream->iov[stream->n_iov++] = (struct iovec){&slot->header, sizeof(slot->header)};
     if (payload) {
-        const uint8_t *memory = mover_memory_at(stream->mover, first);
-        stream->iov[stream->n_iov++] = (struct iovec){(void *)(uintptr_t)memory, payload};
+        struct iovec *iov = &stream->iov[stream->n_iov++];
+        type = stream_payload(stream, slot, iov);
+        slot->wire = (uint32_t)iov->iov_len;
+        atomic_fetch_add(&stream->mover->under_way, payload);
     }
-    stream->batch_bytes += sizeof(slot->header) + payload;
+    nbd_encode_request(&slot->header, type, 0, i, first * PAGE_BYTES,
+                       type == NBD_CMD_PACK ? slot->wire : length);
+    stream->n_busy++;
+    stream->in_flight += slot->wire;
+    stream->batch_bytes += sizeof(slot->header) + slot->wire;
     return 0;
 }
 

@@ -366,13 +366,17 @@ static json_t *outgoing_mover_config(struct worker *worker, const json_t *args)
     }
     json_t *connections = json_object_get(args, "connections");
     json_t *bandwidth = json_object_get(args, "bandwidth");
-    return json_pack("{s:s, s:s, s:I, s:I, s:o, s:I, s:O, s:O}", "migration",
+    json_t *config = json_pack("{s:s, s:s, s:I, s:I, s:o, s:I, s:O, s:O}", "migration",
                      units_format_uuid(worker->out.migration, migration), "uuid",
                      worker->uuid_text, "connections",
                      connections ? json_integer_value(connections) : (json_int_t)2, "bandwidth",
                      json_integer_value(bandwidth), "blocks", blocks, "flat_size",
                      (json_int_t)worker->layout.flat_size, "main", json_object_get(args, "main"),
                      "subhosts", json_object_get(args, "subhosts"));
+    if (config && json_object_get(args, "compress")) {
+        json_object_set(config, "compress", json_object_get(args, "compress"));
+    }
+    return config;
 }
 
 static int outgoing_configure_mover(struct worker *worker, const json_t *args,
@@ -534,8 +538,7 @@ json_t *outgoing_status(struct worker *worker, int *err, struct reason *reason)
         pthread_mutex_unlock(&worker->lock);
         return NULL;
     }
-    uint64_t since = atomic_load(&totals->busy_since_us);
-    uint64_t busy_us = atomic_load(&totals->busy_us) + (since ? units_now_us() - since : 0);
+    uint64_t busy_us = mover_busy_us(totals);
     const char *state = out->failed                    ? "failed"
                         : worker->state == WORKER_SENT ? "done"
                         : out->begun                   ? "moving"

@@ -18,12 +18,15 @@
 
 #include "common/nbd_client.h"
 #include "common/nbd_connection.h"
+#include "common/pack.h"
 #include "common/units.h"
 #include "subhost-server/export.h"
 
 #define REGION_SIZE (5 * MIB)
 #define REGION_LIMIT (3 * MIB)
 #define MAX_STREAM (2 * MIB)
+#define RECORD_TYPES 10
+#define RECORD_PACK 9 /* the others are NBD's */
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerInitialize(int *argc, char ***argv);
@@ -84,14 +87,32 @@ static size_t append_handshake(uint8_t *stream, bool structured)
     static const uint8_t replies[] = "IHAVEOPT\0\0\0\x08\0\0\0\0";
     static const uint8_t context[] =
         "IHAVEOPT\0\0\0\x0a\0\0\0\x1c\0\0\0\x01r\0\0\0\x01\0\0\0\x0f" "base:allocation";
+    static const uint8_t packs[] = "IHAVEOPT\x53\x4d\0\x01\0\0\0\0";
     static const uint8_t go[] = "IHAVEOPT\0\0\0\x07\0\0\0\x07\0\0\0\x01r\0\0";
     size_t used = append(stream, 0, flags, sizeof(flags));
 
+    used = append(stream, used, packs, sizeof(packs) - 1);
     if (structured) {
         used = append(stream, used, replies, sizeof(replies) - 1);
         used = append(stream, used, context, sizeof(context) - 1);
     }
     return append(stream, used, go, sizeof(go) - 1);
+}
+
+/* A pack with a good head: its body is what follows the record in the input. */
+static size_t append_pack(uint8_t *stream, size_t used, const struct record *record,
+                          const uint8_t *data, size_t size, uint64_t offset)
+{
+    uint32_t pages = record->length[1] % (PACK_MOST / PAGE_BYTES) + 1;
+    struct pack_head head = {htobe32(PACK_LZ4 + (record->flags & 1)),
+                             htobe32(pages * (uint32_t)PAGE_BYTES)};
+    size_t body = record->length[0] * 4u < size ? record->length[0] * 4u : size;
+    struct nbd_request request;
+
+    nbd_encode_request(&request, NBD_CMD_PACK, 0, used, offset, (uint32_t)(sizeof(head) + body));
+    used = append(stream, used, &request, sizeof(request));
+    used = append(stream, used, &head, sizeof(head));
+    return append(stream, used, data, body);
 }
 
 /* Turn records into a stream of requests. */
@@ -108,9 +129,14 @@ static size_t make_stream(uint8_t *stream, const uint8_t *data, size_t size, boo
         offset += (uint64_t)(int64_t)(int16_t)(record.offset_byte[0] | record.offset_byte[1] << 8);
         uint32_t length = (uint32_t)(record.length[0] | record.length[1] << 8);
         length *= record.flags & 0x80 ? 16 : 1;
-        nbd_encode_request(&request, record.type % 9, record.flags & 0x1f, used, offset, length);
+        if (record.type % RECORD_TYPES == RECORD_PACK) {
+            used = append_pack(stream, used, &record, data + sizeof(record), size - sizeof(record),
+                               offset);
+            continue;
+        }
+        nbd_encode_request(&request, record.type % RECORD_TYPES, record.flags & 0x1f, used, offset, length);
         used = append(stream, used, &request, sizeof(request));
-        if (record.type % 9 == NBD_CMD_WRITE && !(record.flags & 0x40)) {
+        if (record.type % RECORD_TYPES == NBD_CMD_WRITE && !(record.flags & 0x40)) {
             used = append(stream, used, payload, length);
         }
     }

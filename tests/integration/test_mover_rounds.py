@@ -149,13 +149,47 @@ def test_main_arrives_late():
         lab.close()
 
 
-def test_guest_writes_all_the_time():
-    """As a live guest does: what changes after a page was handed over is handed over again."""
+def test_compressed():
+    for seed, how in enumerate(("lz4", "zstd", "adaptive")):
+        for kind in ("text", "mixed"):
+            move(kind, 2, 20 + seed, rounds=3, compress=how)
+
+
+def test_compressed_is_less():
+    """On the wire; and what does not become less goes as it is."""
+    sent = {}
+    for kind in ("text", "random"):
+        for how in ("none", "lz4", "zstd"):
+            rng = random.Random(30)
+            lab = Lab({"pc.ram": 8 << 20}, 1)
+            try:
+                fill(lab.source, rng, kind)
+                lab.begin(random_partition(lab.source, rng, 1), compress=how)
+                lab.mover.hand_over(lab.source, list(lab.source.pages()), 1)
+                lab.check(lab.finish())
+                sent[kind, how] = lab.mover.read_totals()[3]
+            finally:
+                lab.close()
+    for how in ("lz4", "zstd"):
+        expect(sent["text", how] * 10 < sent["text", "none"], "text: %s" % sent)
+        expect((8 << 20) < sent["random", how] < sent["random", "none"] * 1.01, "random bytes: %s" % sent)
+
+
+def test_compress_unknown():
+    lab = Lab({"pc.ram": 4 << 20}, 1)
+    try:
+        status, reason = lab.configure(bytes(lab.source.n_chunks), compress="gzip")
+        expect(status and reason == "'compress' must be none, lz4, zstd or adaptive, and not 'gzip'", reason)
+    finally:
+        lab.close()
+
+
+def guest_writes_all_the_time(**options):
     rng = random.Random(17)
     lab = Lab(SIZES, 2)
     try:
         fill(lab.source, rng, "mixed")
-        lab.begin(random_partition(lab.source, rng, 2))
+        lab.begin(random_partition(lab.source, rng, 2), **options)
         pages = list(lab.source.pages())
         dirty, stop = [set()], threading.Event()
 
@@ -185,6 +219,16 @@ def test_guest_writes_all_the_time():
         lab.close()
 
 
+def test_guest_writes_all_the_time():
+    """As a live guest does: what changes after a page was handed over is handed over again."""
+    guest_writes_all_the_time()
+
+
+def test_guest_writes_while_it_is_compressed():
+    for how in ("lz4", "zstd"):
+        guest_writes_all_the_time(compress=how)
+
+
 def test_bandwidth_limit():
     rng = random.Random(16)
     lab = Lab({"pc.ram": 8 << 20}, 1)
@@ -206,4 +250,5 @@ if __name__ == "__main__":
                test_rounds, test_rounds_five_subhosts_one_connection, test_rounds_many_connections,
                test_budget_smaller_than_hot_pages, test_budget_zero, test_main_full_before_its_budget,
                test_stale_pages_are_punched, test_main_arrives_late,
-               test_guest_writes_all_the_time, test_bandwidth_limit])
+               test_guest_writes_all_the_time, test_guest_writes_while_it_is_compressed, test_compressed,
+               test_compressed_is_less, test_compress_unknown, test_bandwidth_limit])

@@ -213,6 +213,70 @@ def test_vanishing_peers():
                     peer.request(READ, 0, 32 * MIB)
 
 
+OPT_PACK, PACK, PACK_MOST = 0x534D0001, 0x5301, 128 << 10
+LZ4 = 1
+
+
+def pack_of(page):
+    """A pack of LZ4 with nothing in it but literals."""
+    return struct.pack(">II", LZ4, PAGE) + bytes([0xF0]) + bytes([255]) * 16 + bytes([PAGE - 15 - 16 * 255]) + page
+
+
+def packing(host, export="r"):
+    peer = host.peer()
+    peer.greet()
+    peer.option(OPT_PACK)
+    peer.go(export)
+    return peer
+
+
+def test_pack_was_not_negotiated():
+    with Served() as host:
+        with host.peer() as peer:
+            peer.greet()
+            assert expect(NbdError, peer.option, OPT_PACK, b"x").number == ERR_INVALID
+            peer.go("r")
+            assert expect(NbdError, peer.finish, peer.request(PACK)).number == EINVAL
+            peer.write(0, b"goes on")
+        with host.peer("r") as peer:  # nobody waits for a payload that nobody asked for
+            peer.request(PACK, 0, 100, b"p" * 100)
+            peer.until_closed()
+
+
+def test_packs_that_lie():
+    page = os.urandom(PAGE)
+    good = pack_of(page)
+    with Served() as host, packing(host) as peer, packing(host, "r/strict") as strict:
+        def refused(offset, payload, error):
+            number = expect(NbdError, peer.finish, peer.request(PACK, offset, len(payload), payload)).number
+            assert number == error, (number, payload[:16])
+            assert expect(NbdError, strict.read, offset // PAGE * PAGE, 1) if offset < SIZE else True
+        body = good[8:]
+        for head in ((0, PAGE), (3, PAGE), (2 ** 32 - 1, PAGE), (LZ4, 0), (LZ4, 100), (LZ4, PACK_MOST + PAGE),
+                     (LZ4, 2 ** 32 - PAGE), (2, PAGE), (LZ4, 2 * PAGE)):
+            refused(0, struct.pack(">II", *head) + body, EINVAL)
+        for size in (1, 7, 8, 9, 100, len(good) - 1):
+            refused(0, good[:size], EINVAL)
+        for fill in (b"\0", b"\xff", b"\x0f"):
+            refused(0, good[:8] + fill * 5000, EINVAL)
+        refused(SIZE, good, ENOSPC)
+        refused(SIZE - PAGE + 1, good, ENOSPC)
+        refused(2 ** 64 - PAGE, good, ENOSPC)
+        peer.finish(peer.request(PACK, PAGE, len(good), good))
+        assert strict.read(PAGE, PAGE) == page
+
+
+def test_pack_too_long():
+    with Served() as host:
+        for length in (PACK_MOST + 1, 2 ** 32 - 1):
+            with packing(host) as peer:
+                cookie = peer.request(PACK, 0, length)
+                assert expect(NbdError, peer.finish, cookie).number == EINVAL
+                assert peer.until_closed() == b""
+        with packing(host) as peer:  # and one that does not come whole
+            peer.request(PACK, 0, 1000, b"p" * 999)
+
+
 def test_half_open():
     """A peer that has said all it will is still answered."""
     with Served() as host, host.peer("r") as peer:

@@ -266,7 +266,8 @@ class Mover:
             if got != PROGRESS:
                 raise Failure("the mover sent %d: %s" % (got, body[8:].split(b"\0")[0].decode()))
 
-    def configure(self, memory, partition, history, main, subhosts, uuid, connections=2, bandwidth=0):
+    def configure(self, memory, partition, history, main, subhosts, uuid, connections=2, bandwidth=0,
+                  compress=None):
         self.partition = os.memfd_create("partition")
         totals = (2 * memory.n_chunks + 63) & ~63
         os.ftruncate(self.partition, totals + 8 * (5 + 127 + 2))
@@ -277,6 +278,8 @@ class Mover:
             "bandwidth": bandwidth, "flat_size": memory.size, "main": main, "subhosts": subhosts,
             "blocks": [{"index": block.index, "idstr": block.idstr, "size": block.size,
                         "fd_offset": memory.offset, "flat": block.flat} for block in memory.blocks]}
+        if compress:
+            config["compress"] = compress
         self.send(CONFIG, json.dumps(config).encode(), 7,
                   [self.partition] + [block.fd for block in memory.blocks])
         return self.expect(BEGUN)
@@ -415,11 +418,13 @@ class Lab:
 
 
 def fill(memory, rng, kind):
-    """Contents: 'random', 'sparse', 'zero' (pages that exist and are zero), 'mixed'."""
+    """Contents: 'random', 'sparse', 'zero' (pages that exist and are zero), 'mixed', 'text'."""
     for page in memory.pages():
         choice = rng.random()
         if kind == "random" or (kind == "sparse" and choice < 0.1) or (kind == "mixed" and choice < 0.6):
             memory.write(page, rng.randbytes(PAGE))
+        elif kind == "text":
+            memory.write(page, (b"page %d, %d; " % (page, rng.getrandbits(30)) * 400)[:PAGE])
         elif kind == "zero" or (kind == "mixed" and choice < 0.8):
             memory.write(page, ZERO)
 
