@@ -50,7 +50,7 @@ UNUSED += $(addprefix common/,nbd_rdma.c nbd_rdma_connect.c rdma_limits.c) \
 endif
 
 PROGRAMS = split-migrate uffd-pager subhost-server
-LIBS_split-migrate = -linih $(LIBVIRT_LIBS)
+LIBS_split-migrate = -linih $(LIBVIRT_LIBS) -lm
 PKGS = jansson
 
 ALL_CFLAGS = $(CSTD) $(WARN) $(CFLAGS) $(HARDEN) $(SANFLAGS) -D_GNU_SOURCE -I. -pthread -MMD -MP \

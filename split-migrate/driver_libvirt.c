@@ -33,6 +33,8 @@
 #include "split-migrate/virt_pace.h"
 
 #define LIBVIRT_STEP_US 10000
+#define LIBVIRT_LOOK_US 15000000u
+#define LIBVIRT_LOOK_STEP_US 100000
 #define LIBVIRT_SETTLE_US 120000000u
 #define LIBVIRT_ABORT_AGAIN_US 500000u
 #define LIBVIRT_RESUME_US 15000000u
@@ -290,6 +292,40 @@ static int driver_open(struct driver **driver, const struct target *source,
     }
     *guest = d->guest;
     *driver = &d->base;
+    return 0;
+}
+
+/* ---- look ---- */
+
+static int driver_dirty_rate(struct driver *driver, uint64_t *rate, struct reason *reason)
+{
+    struct driver_libvirt *d = driver_of(driver);
+    virDomainPtr domains[] = {d->domain, NULL};
+    uint64_t deadline = units_now_us() + LIBVIRT_LOOK_US;
+    long long mib = -1;
+
+    if (virDomainStartDirtyRateCalc(d->domain, 1, 0) < 0) {
+        return virt_reason(reason, -EIO, "source libvirt");
+    }
+    while (mib < 0) {
+        virDomainStatsRecordPtr *records = NULL;
+        int status = -1;
+        usleep(LIBVIRT_LOOK_STEP_US);
+        if (virDomainListGetStats(domains, VIR_DOMAIN_STATS_DIRTYRATE, &records, 0) < 1) {
+            return virt_reason(reason, -EIO, "source libvirt");
+        }
+        virTypedParamsGetInt(records[0]->params, records[0]->nparams, "dirtyrate.calc_status", &status);
+        if (status == VIR_DOMAIN_DIRTYRATE_MEASURED) {
+            virTypedParamsGetLLong(records[0]->params, records[0]->nparams,
+                                   "dirtyrate.megabytes_per_second", &mib);
+        }
+        virDomainStatsRecordListFree(records);
+        if (mib < 0 && units_now_us() > deadline) {
+            return reason_set(reason, -ETIMEDOUT,
+                              "source libvirt does not tell how much the guest writes");
+        }
+    }
+    *rate = (uint64_t)mib * MIB;
     return 0;
 }
 
@@ -595,6 +631,7 @@ const struct driver_ops driver_libvirt = {
     .manages = true,
     .uuid = driver_uuid,
     .open = driver_open,
+    .dirty_rate = driver_dirty_rate,
     .prepare = driver_prepare,
     .start = driver_start,
     .poll = driver_poll,

@@ -229,6 +229,31 @@ static int driver_open(struct driver **driver, const struct target *source,
     return 0;
 }
 
+/* ---- look ---- */
+
+static int driver_dirty_rate(struct driver *driver, uint64_t *rate, struct reason *reason)
+{
+    struct driver_qmp *d = driver_of(driver);
+    uint64_t deadline = units_now_us() + QMP_RESUME_US;
+    bool measured = false;
+
+    int err = qmp_call(&d->source, "calc-dirty-rate", json_pack("{s:i}", "calc-time", 1), NULL,
+                       QMP_CALL_MS, NULL, reason);
+    while (!err && !measured) {
+        json_t *answer = NULL;
+        usleep(10 * QMP_STEP_US);
+        err = qmp_call(&d->source, "query-dirty-rate", NULL, &answer, QMP_CALL_MS, NULL, reason);
+        const char *status = json_string_value(json_object_get(answer, "status"));
+        measured = status && strcmp(status, "measured") == 0;
+        *rate = hosts_bytes(answer, "dirty-rate") * MIB;
+        json_decref(answer);
+        if (!err && !measured && units_now_us() > deadline) {
+            err = reason_set(reason, -ETIMEDOUT, "source QEMU does not tell how much the guest writes");
+        }
+    }
+    return err;
+}
+
 /* ---- prepare, start ---- */
 
 static int driver_set_capabilities(struct qmp *qmp, const struct driver_capability *capabilities,
@@ -614,6 +639,7 @@ static int driver_undo(struct driver *driver, struct reason *reason)
 const struct driver_ops driver_qmp = {
     .scheme = "qmp",
     .open = driver_open,
+    .dirty_rate = driver_dirty_rate,
     .prepare = driver_prepare,
     .start = driver_start,
     .poll = driver_poll,

@@ -25,6 +25,7 @@
 
 #include "common/policy.h"
 #include "split-migrate/driver.h"
+#include "split-migrate/estimate.h"
 #include "split-migrate/hosts.h"
 #include "split-migrate/plan.h"
 #include "split-migrate/progress.h"
@@ -65,6 +66,7 @@ struct move {
     struct subhost subhost[PAGEMAP_MAX_SUBHOSTS];
 
     struct plan plan;
+    struct estimate estimate;
     uint64_t profiled_chunks;
     char migration[UUID_TEXT_LEN];
     char main_data[ENDPOINT_TEXT_LEN];
@@ -96,6 +98,8 @@ void move_free(struct move *move);
 int move_connect(struct move *move, struct reason *reason);
 /** move_plan() - profile the guest and divide it */
 int move_plan(struct move *move, struct reason *reason);
+/** move_estimate() - how long it would take, if the policy has a bandwidth; after move_plan() */
+int move_estimate(struct move *move, struct reason *reason);
 /** move_reserve() - a region on each sub-host */
 int move_reserve(struct move *move, struct reason *reason);
 /** move_announce() - prepare both pagers; afterwards the source QEMU is armed */

@@ -250,6 +250,21 @@ int move_plan(struct move *move, struct reason *reason)
     return plan_make(plan, reason);
 }
 
+int move_estimate(struct move *move, struct reason *reason)
+{
+    struct estimate *estimate = &move->estimate;
+    int err = 0;
+
+    estimate->bandwidth = move->policy.bandwidth;
+    if (estimate->bandwidth && move->guest.running) {
+        err = move->driver->ops->dirty_rate(move->driver, &estimate->dirty_rate, reason);
+    }
+    if (!err) {
+        estimate_make(estimate, move->plan.present, move->policy.downtime_ms);
+    }
+    return err;
+}
+
 /* ---- reserve, announce ---- */
 
 int move_reserve(struct move *move, struct reason *reason)

@@ -5,6 +5,21 @@
 
 #include "split-migrate/output.h"
 
+static json_t *report_estimate_json(const struct estimate *estimate)
+{
+    if (!estimate->bandwidth) {
+        return json_null();
+    }
+    json_t *object = json_pack("{s:I, s:I, s:b}", "bandwidth", (json_int_t)estimate->bandwidth,
+                               "dirty_rate", (json_int_t)estimate->dirty_rate, "ends",
+                               estimate->ends);
+    if (estimate->ends) {
+        json_object_set_new(object, "total_time_ms", json_integer((json_int_t)estimate->total_ms));
+        json_object_set_new(object, "downtime_ms", json_integer((json_int_t)estimate->downtime_ms));
+    }
+    return object;
+}
+
 static json_t *report_plan_json(const struct move *move)
 {
     const struct plan *plan = &move->plan;
@@ -24,11 +39,30 @@ static json_t *report_plan_json(const struct move *move)
     if (plan->main_known) {
         json_object_set_new(main_host, "free", json_integer((json_int_t)plan->main_free));
     }
-    return json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:o, s:o}", "uuid", move->guest.uuid, "status",
-                     move->guest.status, "ram_bytes", (json_int_t)plan->ram, "present_bytes",
-                     (json_int_t)plan->present, "growth_bytes", (json_int_t)plan->growth,
-                     "shortfall_bytes", (json_int_t)plan->shortfall, "main", main_host, "subhosts",
-                     subhosts);
+    return json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:o, s:o, s:o}", "uuid", move->guest.uuid,
+                     "status", move->guest.status, "ram_bytes", (json_int_t)plan->ram,
+                     "present_bytes", (json_int_t)plan->present, "growth_bytes",
+                     (json_int_t)plan->growth, "shortfall_bytes", (json_int_t)plan->shortfall,
+                     "main", main_host, "subhosts", subhosts, "estimate",
+                     report_estimate_json(&move->estimate));
+}
+
+static void report_estimate(const struct estimate *estimate)
+{
+    char text[32];
+
+    if (!estimate->bandwidth) {
+        return;
+    }
+    output_line("Guest writes", "%s/s",
+                units_format_size(estimate->dirty_rate, text, sizeof(text)));
+    if (estimate->ends) {
+        output_line("Estimated time", "%.1f s", (double)estimate->total_ms / 1000);
+        output_line("Estimated downtime", "%llu ms", (unsigned long long)estimate->downtime_ms);
+    } else {
+        output_line("Estimated time", "no end: the guest writes too fast for %s/s",
+                    units_format_size(estimate->bandwidth, text, sizeof(text)));
+    }
 }
 
 void report_plan(const struct move *move, bool json, bool quiet)
@@ -46,6 +80,7 @@ void report_plan(const struct move *move, bool json, bool quiet)
     output_size("Memory", plan->ram);
     output_size("Present", plan->present);
     output_size("Growth planned", plan->growth);
+    report_estimate(&move->estimate);
     putchar('\n');
     output_table_begin(&table, titles);
     unsigned row = output_table_row(&table);

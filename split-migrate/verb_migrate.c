@@ -52,6 +52,9 @@ static int verb_migrate_move(struct move *move, const struct arguments *argument
         err = move_plan(move, &reason);
     }
     if (!err && dry_run) {
+        err = move_estimate(move, &reason);
+    }
+    if (!err && dry_run) {
         report_plan(move, json, arguments->quiet);
         return EXIT_OK;
     }

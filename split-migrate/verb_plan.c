@@ -8,6 +8,8 @@ const struct option_def verb_plan_options[] = {
     {"budget", 0, "SIZE", "memory the guest may have on the main host"},
     {"low-watermark", 0, "SIZE", "page out down to this; size or percent of the budget"},
     {"high-watermark", 0, "SIZE", "page out above this; size or percent of the budget"},
+    {"bandwidth", 0, "SIZE", "bytes a second there will be: estimate how long it would take"},
+    {"downtime", 0, "MS", "how long the guest may stand still at the switch-over"},
     {"pager", 0, "ADDR", "the pager of the host the domain is on"},
     {"dest-pager", 0, "ADDR", "the pager of the main host"},
     {"json", 0, NULL, "print one JSON object"},
@@ -25,6 +27,9 @@ int verb_plan(const struct arguments *arguments)
         int err = move_connect(move, &reason);
         if (!err) {
             err = move_plan(move, &reason);
+        }
+        if (!err) {
+            err = move_estimate(move, &reason);
         }
         if (err) {
             output_error("%s", reason.text);
