@@ -10,7 +10,7 @@
  * was little to send then (holes, or a guest that writes little), which would keep it from ever
  * switching over; and it is the operator's limit if there is one, which does not hold at the
  * switch-over.  So from the second round on it is told how fast the pager sends while it has
- * something to send, less a part of it, since the last pages are scattered; but no more than twice
+ * something to send, half of it, since the last pages are scattered; but no more than twice
  * what goes through in the long run, so that a limited move does not end in a flood.
  */
 #ifndef SPLIT_MIGRATE_PACE_H

@@ -43,21 +43,21 @@ static void test_rate(void **state)
     assert_int_equal(pace.rate, 100 * MIB);
     assert_int_equal(pace.bandwidth, 0);
     assert_true(pace_step(&pace, 2, 50 * MIB, 500000, 1));
-    assert_int_equal(pace.bandwidth, 75 * MIB);
+    assert_int_equal(pace.bandwidth, 50 * MIB);
 
     /* However little downtime is allowed; and again when it turns out to be faster, or slower. */
     pace_begin(&pace, 20);
     assert_false(pace_step(&pace, 1, 80 * MIB, 1000000, 1));
     assert_true(pace_step(&pace, 3, 80 * MIB, 1000000, 1));
-    assert_int_equal(pace.bandwidth, 60 * MIB);
+    assert_int_equal(pace.bandwidth, 40 * MIB);
     assert_false(pace_step(&pace, 4, 88 * MIB, 1100000, 1));
     assert_true(pace_step(&pace, 4, 168 * MIB, 1600000, 1));
-    assert_int_equal(pace.bandwidth, 120 * MIB);
+    assert_int_equal(pace.bandwidth, 80 * MIB);
     assert_false(pace_step(&pace, 4, 168 * MIB, 1700000, 1)); /* zero pages: less by an eighth */
     assert_int_equal(pace.rate, 140 * MIB);
     assert_false(pace_step(&pace, 4, 168 * MIB, 1800000, 1));
     assert_true(pace_step(&pace, 4, 168 * MIB, 1900000, 1));
-    assert_true(pace.bandwidth < 90 * MIB);
+    assert_true(pace.bandwidth < 60 * MIB);
 }
 
 /* A limit is exceeded twofold at most. */
