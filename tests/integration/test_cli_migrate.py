@@ -166,6 +166,20 @@ def test_dry_run_changes_nothing():
         assert not changing, changing
 
 
+def test_estimate():
+    with Bench() as b:
+        out, _ = b.migrate("--live", "--dry-run", "--json", "--bandwidth", "100")
+        estimate = json.loads(out)["estimate"]
+        assert estimate["bandwidth"] == 100 * MIB and estimate["dirty_rate"] == 10 * MIB and estimate["ends"]
+        assert 8000 * 1.09 < estimate["total_time_ms"] < 8000 * 1.15, estimate
+        assert 0 < estimate["downtime_ms"] <= 160, estimate
+        b.source.dirty_rate = 300
+        out, _ = b.migrate("--live", "--dry-run", "--bandwidth", "100")
+        assert re.search(r"^Guest writes: +300 MiB/s$", out, re.M), out
+        assert re.search(r"^Estimated time: +no end: the guest writes too fast for 100 MiB/s$", out, re.M), out
+        assert not b.called("source migrate")
+
+
 def test_options_that_do_not_fit():
     def refused(says, *more):
         with Bench() as b:

@@ -176,6 +176,7 @@ class FakeQemu(ControlServer):
         self.migration = None
         self.error = None
         self.objects = ["ram-pager", "memory-backend-memfd"]
+        self.dirty_rate = 10  # MiB/s
         self.fast_writer = False  # each query finds another round with as much to send
         self.steps = ["setup", "active", "active", "active", "device", "completed"]
         self.step = self.rounds = 0
@@ -220,6 +221,14 @@ class FakeQemu(ControlServer):
 
     def verb_migrate_set_parameters(self, sock, arguments):
         self.parameters.update(arguments)
+
+    def verb_calc_dirty_rate(self, sock, arguments):
+        self.dirty_rate_asked = 0
+
+    def verb_query_dirty_rate(self, sock, arguments):
+        self.dirty_rate_asked += 1
+        done = self.dirty_rate_asked > 2
+        return {"status": "measured" if done else "measuring", **({"dirty-rate": self.dirty_rate} if done else {})}
 
     def verb_stop(self, sock, arguments):
         if self.status != "inmigrate":
