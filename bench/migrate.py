@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """make bench-migrate: moving a guest our way, stock QEMU's ways, and the floor, in one run.
 
-    BENCH_RUNS=5 BENCH_FILL_MIB=2048 BENCH_PARTS=random,sparse,writing,downtime make bench-migrate
+    BENCH_RUNS=5 BENCH_FILL_MIB=2048 BENCH_PARTS=random,sparse,writing,downtime,shaped make bench-migrate
 
 random     a stopped guest with 2 GiB of random bytes: total time and CPU, against pre-copy,
            multifd 2, 4 and 8, and the floor (bench/mover_floor.c)
 sparse     a 4 GiB guest that uses some 190 MiB
 writing    a guest that rewrites pages at 10, 30 and 60 % of a 400 MiB/s link: total time, MiB sent
+shaped     a stopped guest with 512 MiB of text or of random bytes over 1 and 10 Gbit/s (tbf on the
+           loopback of a network namespace): plain and adaptive, against multifd 2 plain and zlib
 downtime   20 moves of a running 512 MiB guest, ours and pre-copy with its default limit: p50 and max
 
 The ways take turns, and another one begins each time, because the machine drifts; medians are
@@ -23,9 +25,11 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from movekit import *  # noqa: F401,F403,E402
 
 RUNS = int(os.environ.get("BENCH_RUNS", "5"))
+MOVES = int(os.environ.get("BENCH_MOVES", "20"))  # of the downtime
 FILL = int(os.environ.get("BENCH_FILL_MIB", "2048")) * MIB
-PARTS = os.environ.get("BENCH_PARTS", "random,sparse,writing,downtime").split(",")
+PARTS = os.environ.get("BENCH_PARTS", "random,sparse,writing,downtime,shaped").split(",")
 LINK = 400 * MIB
+PLAIN = ["precopy", "multifd-2", "multifd-4", "multifd-8"]
 rows = []
 
 
@@ -78,16 +82,16 @@ def part_random():
             return {"total": floors[-1], "downtime": 0, "sent": FILL // MIB, "cpu": 0}
         return moved(way, 2 * FILL, FILL // 2, FILL, lambda guest: fill_random(guest, FILL),
                      kernel=False, paused=True)
-    results = turns(["ours"] + list(STOCK) + ["floor"], RUNS, once)
+    results = turns(["ours"] + PLAIN + ["floor"], RUNS, once)
     floor, ours = statistics.median(floors), median(results, "ours", "total")
-    for way in STOCK:
+    for way in PLAIN:
         against("total-time-vs-" + way, ours, median(results, way, "total"), "ms", 1.0, floor)
-    best = min(median(results, way, "total") for way in STOCK)
+    best = min(median(results, way, "total") for way in PLAIN)
     against("total-time-vs-best-of-stock", ours, best, "ms", round(1 / 3, 3), floor)
     row("rate-vs-floor", FILL / MIB / ours * 1000, FILL / MIB / best * 1000, FILL / MIB / floor * 1000,
         "MiB/s", floor / ours, 0.85, floor / ours >= 0.85)
     against("cpu-per-gib", median(results, "ours", "cpu") / FILL * 1024 * MIB,
-            min(median(results, way, "cpu") for way in STOCK) / FILL * 1024 * MIB, "s", 1.0)
+            min(median(results, way, "cpu") for way in PLAIN) / FILL * 1024 * MIB, "s", 1.0)
 
 
 def part_sparse():
@@ -95,11 +99,11 @@ def part_sparse():
 
     def ready(guest):
         guest.wait_log("memguest: ready", 120)
-    results = turns(["ours"] + list(STOCK), RUNS, lambda way: moved(
+    results = turns(["ours"] + PLAIN, RUNS, lambda way: moved(
         way, 4096 * MIB, 64 * MIB, 512 * MIB, ready,
         append="mem=1G memguest.size=96M memguest.rate=1000"))
     against("sparse-4gib-vs-best-of-stock", median(results, "ours", "total"),
-            min(median(results, way, "total") for way in STOCK), "ms", 0.125)
+            min(median(results, way, "total") for way in PLAIN), "ms", 0.125)
 
 
 def part_writing():
@@ -121,7 +125,7 @@ def part_downtime():
 
     def ready(guest):
         guest.wait_log("memguest: ready", 120)
-    results = turns(["ours", "precopy"], 20, lambda way: moved(
+    results = turns(["ours", "precopy"], MOVES, lambda way: moved(
         way, 512 * MIB, 256 * MIB, 512 * MIB, ready,
         append="memguest.size=320M memguest.hot=20 memguest.write=30 memguest.rate=4000"))
     most = max(result["downtime"] for result in results["ours"])
@@ -129,6 +133,24 @@ def part_downtime():
             "ms", 0.5)
     against("downtime-max", most, max(result["downtime"] for result in results["precopy"]), "ms", 0.5)
     row("downtime-max-below", most, 60, None, "ms", most / 60, 1.0, most < 60)
+
+
+def part_shaped():
+    fill = min(FILL, 512 * MIB)
+    private_network()
+    for gbit in (1, 10):
+        for kind in ("text", "random"):
+            shape_network(gbit)
+            print("%d Gbit/s, %d MiB of %s" % (gbit, fill // MIB, kind))
+            ways = ["ours", "ours-adaptive", "multifd-2", "multifd-2-zlib"]
+            results = turns(ways, RUNS, lambda way: moved(
+                way, 2 * fill, fill // 2, fill, lambda guest: fill_random(guest, fill, kind),
+                kernel=False, paused=True))
+            best = min(median(results, way, "total") for way in ways[2:])
+            name = "shaped-%dgbit-%s" % (gbit, kind)
+            against(name + "-vs-best-of-multifd", median(results, "ours-adaptive", "total"), best, "ms", 1.0)
+            against(name + "-adaptive-vs-plain", median(results, "ours-adaptive", "total"),
+                    median(results, "ours", "total"), "ms", 1.05)
 
 
 def show():
@@ -146,7 +168,7 @@ start = time.monotonic()
 try:
     for part in PARTS:
         {"random": part_random, "sparse": part_sparse, "writing": part_writing,
-         "downtime": part_downtime}[part]()
+         "downtime": part_downtime, "shaped": part_shaped}[part]()
     show()
 except (Failure, subprocess.CalledProcessError) as failure:
     print("bench-migrate: %s" % failure)

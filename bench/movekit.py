@@ -5,8 +5,10 @@ A move is measured as a dictionary: total and downtime in ms, sent in MiB, cpu i
 processes that took part (QEMUs, pagers, movers, sub-hosts, the controller), from /proc.
 """
 
+import ctypes
 import mmap
 import os
+import random
 import re
 import resource
 import subprocess
@@ -17,7 +19,7 @@ from cluster import *  # noqa: F401,F403,E402
 
 UNLIMITED = 1 << 50
 TICK = os.sysconf("SC_CLK_TCK")
-STOCK = {"precopy": 0, "multifd-2": 2, "multifd-4": 4, "multifd-8": 8}
+STOCK = {"precopy": 0, "multifd-2": 2, "multifd-2-zlib": 2, "multifd-4": 4, "multifd-8": 8}
 
 
 def cpu_seconds(cluster):
@@ -60,10 +62,10 @@ class Move:
     """Guests on both sides, ready to be moved once."""
 
     def __init__(self, cluster, way, ram, budget, lend, prepare, **guest):
-        """@way: "ours" or a name in STOCK; @prepare(source): puts something into the source."""
+        """@way: "ours", "ours-HOW" (compressed) or a name in STOCK; @prepare(source): puts something into the source."""
         self.cluster, self.way = cluster, way
         pagers = (None, None)
-        if way == "ours":
+        if way.startswith("ours"):
             for _ in range(2):
                 cluster.subhost(lend)
             pagers = (cluster.pager("source"), cluster.pager("main"))
@@ -78,8 +80,10 @@ class Move:
     def run(self, bandwidth=UNLIMITED):
         """@bandwidth: bytes a second at most.  Return: the measured move."""
         before = cpu_seconds(self.cluster)
-        if self.way == "ours":
+        if self.way.startswith("ours"):
             more = ["--keep-source"]  # its CPU time is read afterwards
+            if "-" in self.way:
+                more += ["--compress", self.way.split("-")[1]]
             if bandwidth < UNLIMITED:
                 more += ["--bandwidth", "%dKiB" % (bandwidth // 1024)]
             info = self.cluster.migrate(self.source, self.destination, self.policy, *more)
@@ -97,20 +101,42 @@ class Move:
             guest.qmp("migrate-set-capabilities",
                       capabilities=[{"capability": "multifd", "state": channels > 0}])
             guest.qmp("migrate-set-parameters", multifd_channels=max(channels, 1),
-                      max_bandwidth=bandwidth)
+                      max_bandwidth=bandwidth,
+                      multifd_compression="zlib" if self.way.endswith("zlib") else "none")
         self.destination.qmp("migrate-incoming", uri="tcp:127.0.0.1:0")
         port = self.destination.qmp("query-migrate")["socket-address"][0]["port"]
         self.source.qmp("migrate", uri="tcp:127.0.0.1:%s" % port)
         return wait_migrated(self.source)
 
 
-def fill_random(guest, length):
-    """@length bytes from 16 MiB on get random bytes (a 64 MiB block, varied)."""
+def text_bytes(length):
+    """Words of a small language: they compress to a fourth or so."""
+    rng = random.Random(1)
+    words = [("%x" % rng.getrandbits(rng.choice((12, 20, 28)))).encode() for _ in range(2000)]
+    block = b" ".join(rng.choice(words) for _ in range(1 << 19))[:MIB]
+    return bytearray((block * (length // len(block) + 1))[:length])
+
+
+def private_network():
+    """From here on in a network namespace of its own, whose loopback can be shaped."""
+    if ctypes.CDLL(None, use_errno=True).unshare(0x40000000):  # CLONE_NEWNET
+        raise Failure("a network namespace needs root: %s" % os.strerror(ctypes.get_errno()))
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+
+
+def shape_network(gbit):
+    """All that goes over the loopback, at @gbit Gbit/s; bursts of 10 ms."""
+    subprocess.run(["tc", "qdisc", "replace", "dev", "lo", "root", "tbf", "rate", "%dgbit" % gbit, "burst",
+                    "%d" % (gbit * 10**9 // 800), "latency", "50ms"], check=True)
+
+
+def fill_random(guest, length, kind="random"):
+    """@length bytes from 16 MiB on get random bytes, or text (a 64 MiB block, varied)."""
     folder = "/proc/%d/fd" % guest.pid
     name = next(n for n in os.listdir(folder)
                 if os.readlink(os.path.join(folder, n)).startswith("/memfd:memory-backend"))
     fd = os.open(os.path.join(folder, name), os.O_RDWR)
-    block = bytearray(os.urandom(64 * MIB))
+    block = bytearray(os.urandom(64 * MIB)) if kind == "random" else text_bytes(64 * MIB)
     for i in range(length // len(block)):
         block[i * PAGE:i * PAGE + 8] = os.urandom(8)
         os.pwrite(fd, block, 16 * MIB + i * len(block))
