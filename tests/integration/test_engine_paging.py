@@ -135,6 +135,37 @@ def test_fights_over_few_pages():
         play.check()
 
 
+def runs_of_thread(parent, name):
+    """How often a thread of one of @parent's children was given a CPU so far."""
+    with open("/proc/%d/task/%d/children" % (parent, parent)) as file:
+        children = file.read().split()
+    for child in children:
+        for task in os.listdir("/proc/%s/task" % child):
+            with open("/proc/%s/task/%s/comm" % (child, task)) as file:
+                if file.read().strip() == name:
+                    with open("/proc/%s/task/%s/schedstat" % (child, task)) as stat:
+                        return int(stat.read().split()[2])
+    raise AssertionError("no thread %s" % name)
+
+
+def test_faults_in_crowds_are_answered_by_more_threads():
+    """One fault thread waits; the others are called when many faults come together, and only then."""
+    with Subhost(memory="512M") as one, with_region(one, SIZE), \
+            guest([one], budget="4M", low="1M", high="2M", local=0, remote=90, threads=16,
+                  fault_threads=3) as play:
+        before = [runs_of_thread(play.process.pid, "fault-%d" % i) for i in range(3)]
+        stats = play.play(3)
+        runs = [runs_of_thread(play.process.pid, "fault-%d" % i) - before[i] for i in range(3)]
+        assert stats["engine"]["page_ins"] > 1000, stats
+        assert runs[1] > 50, runs
+        play.check()
+        assert play("budget", 64 * MIB, 50 * MIB, 60 * MIB)["err"] == 0
+        before = runs_of_thread(play.process.pid, "fault-1")
+        play("bench", 0, 200, 17)  # one fault at a time, and room for all
+        assert runs_of_thread(play.process.pid, "fault-1") - before < 20
+        play.check()
+
+
 def test_discarded_pages_read_as_zero_and_are_trimmed():
     with Subhost(memory="512M") as one, with_region(one, SIZE) as control, guest([one]) as play:
         play.play(1)
