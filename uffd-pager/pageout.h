@@ -81,7 +81,7 @@ struct pageout_pick {
     uint64_t since_us; /* 0: none are */
     unsigned n;
     uint8_t host[ENGINE_MAX_CHOICES];
-    const struct pageout_host *without; /* not this one: it is the slab's other home */
+    int without; /* not this sub-host: it is the slab's other home; -1: any */
 };
 
 struct pageout {

@@ -53,7 +53,7 @@ static unsigned place_candidates(const struct pageout *pageout, uint8_t *list)
     for (int spare = 0; spare < 2 && n == 0; spare++) {
         for (unsigned i = 0; i < config->n_subhosts; i++) {
             if ((config->subhost[i].weight == 0) == (spare == 1) &&
-                &pageout->hosts[i] != pageout->pick.without &&
+                (int)i != pageout->pick.without &&
                 place_takes(pageout, &pageout->hosts[i])) {
                 list[n++] = (uint8_t)i;
             }
@@ -135,14 +135,14 @@ static struct pageout_host *place_decide(struct pageout *pageout)
     return best < 0 ? NULL : &pageout->hosts[best];
 }
 
-/* Home @copy of the slab, or a new one, which is not @without. Return: NULL: none now. */
+/* Home @copy of the slab, or a new one, which is not sub-host @without (-1: any). Return: NULL: none now. */
 static struct pageout_host *place_home_of(struct pageout *pageout, struct pagemap_slab *slab,
-                                          unsigned copy, const struct pageout_host *without)
+                                          unsigned copy, int without)
 {
     struct engine *engine = pageout->engine;
     uint8_t home = atomic_load_explicit(&slab->home[copy], memory_order_relaxed);
 
-    if (home < engine->config.n_subhosts && &pageout->hosts[home] != without &&
+    if (home < engine->config.n_subhosts && home != without &&
         place_takes(pageout, &pageout->hosts[home])) {
         return &pageout->hosts[home];
     }
@@ -170,13 +170,13 @@ bool place_chunk(struct pageout *pageout, uint64_t chunk, struct pageout_to *to)
         return false;
     }
     if (!engine->backup || wanted == 2) {
-        to->host[0] = place_home_of(pageout, slab, 0, NULL);
+        to->host[0] = place_home_of(pageout, slab, 0, -1);
         to->n = to->host[0] != NULL;
     }
     if (engine->backup && to->n == wanted - 1) {
         to->host[to->n++] = NULL;
     } else if (to->n && wanted == 2) {
-        to->host[1] = place_home_of(pageout, slab, 1, to->host[0]);
+        to->host[1] = place_home_of(pageout, slab, 1, (int)(to->host[0] - pageout->hosts));
         to->n += to->host[1] != NULL;
     }
     return to->n == wanted;
