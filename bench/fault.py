@@ -430,6 +430,13 @@ def postcopy_stock(preempt):
         return blocked * 1000 / requests
 
 
+def is_attached(pager, uuid):
+    try:
+        return pager.guest(uuid)["state"] == "attached"
+    except Failure:
+        return False
+
+
 def postcopy_ours():
     with Cluster() as cluster:
         cluster.subhost(512 * MIB)
@@ -437,6 +444,7 @@ def postcopy_ours():
         source = cluster.guest("src", source_pager, 512 * MIB, append=MEMGUEST)
         source.wait_log("memguest: ready", 120)
         destination = cluster.guest("dst", main_pager, 512 * MIB, incoming=True)
+        wait_until("the destination is attached", 30, lambda: is_attached(main_pager, cluster.uuid))
         cluster.migrate(source, destination, cluster.policy(64 * MIB))
         time.sleep(WATCHED)
         waits = main_pager.guest(cluster.uuid)["fault_us"]
