@@ -1,5 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
+# NOT-UNDER: asan tsan (a cgroup leaves no room for what they take)
 """A sub-host that runs short of memory gives slabs back while its guest runs, and lends again slowly."""
 
 import contextlib
