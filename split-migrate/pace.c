@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "split-migrate/pace.h"
 
-#define PACE_STEP_MS 50
+#define PACE_FIRST_MS 20
 #define PACE_RATE_ROUNDS 2  /* it is known by then how fast it can go */
 #define PACE_RATE_US 20000u /* stretches long enough to mean something */
 #define PACE_FLOW_US 300000u
@@ -46,7 +46,12 @@ static uint64_t pace_bandwidth(const struct pace *pace, uint64_t rounds)
 
 static uint64_t pace_downtime(const struct pace *pace, uint64_t rounds)
 {
-    return rounds <= pace->limit_ms / PACE_STEP_MS ? rounds * PACE_STEP_MS : pace->limit_ms;
+    uint64_t ms = PACE_FIRST_MS;
+
+    for (uint64_t round = 1; round < rounds && ms < pace->limit_ms; round++) {
+        ms *= 2;
+    }
+    return ms < pace->limit_ms ? ms : pace->limit_ms;
 }
 
 void pace_begin(struct pace *pace, uint64_t limit_ms)

@@ -3,8 +3,9 @@
  * pace.h - what QEMU is told while it moves a guest, so that it switches over soon and well
  *
  * QEMU switches over as soon as what is left fits the downtime limit, so a generous limit costs
- * guests that need little just as much.  It begins with little, and each round allows more, up to
- * what the operator allows.
+ * guests that need little just as much: pages of the first round that are still on their way are
+ * left, too, if they fit.  It begins with little, and each round allows twice as much, up to what the
+ * operator allows.
  *
  * What fits, QEMU judges by the rate of the last tenth of a second.  That is near zero when there
  * was little to send then (holes, or a guest that writes little), which would keep it from ever

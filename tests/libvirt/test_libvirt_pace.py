@@ -86,7 +86,7 @@ def test_rounds(bed, guest):
     """Each round allows more downtime, until an operator says how much it shall be."""
     before = settings(bed)
     process = start_move(bed, guest, BUDGET, "--bandwidth", "8MiB", "--downtime", "400", "--auto-converge")
-    if settings(bed)["downtime"] != 50:
+    if settings(bed)["downtime"] != 20:
         raise Failure("it began with %s" % settings(bed))
     wait_until("more downtime", 60, lambda: settings(bed)["downtime"] >= 150, 0.1)
     wait_until("QEMU knows the rate that was seen", 20, lambda: settings(bed)["switchover"], 0.1)

@@ -15,17 +15,17 @@ static void test_downtime(void **state)
 
     (void)state;
     pace_begin(&pace, 120);
-    assert_int_equal(pace.downtime_ms, 50);
+    assert_int_equal(pace.downtime_ms, 20);
     assert_false(pace_step(&pace, 0, 0, 0, 1));
     assert_false(pace_step(&pace, 1, 0, 0, 2));
     assert_true(pace_step(&pace, 2, 0, 0, 3));
-    assert_int_equal(pace.downtime_ms, 100);
+    assert_int_equal(pace.downtime_ms, 40);
     assert_false(pace_step(&pace, 2, 0, 0, 4));
     assert_true(pace_step(&pace, 7, 0, 0, 5)); /* rounds that were not looked at */
     assert_int_equal(pace.downtime_ms, 120);
     assert_false(pace_step(&pace, UINT64_MAX, 0, 0, 6));
-    pace_begin(&pace, 20);
-    assert_int_equal(pace.downtime_ms, 20);
+    pace_begin(&pace, 10);
+    assert_int_equal(pace.downtime_ms, 10);
 }
 
 static void test_rate(void **state)
