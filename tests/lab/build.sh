@@ -155,6 +155,7 @@ build_base() {
     done
     rm -f "$cache/firmware.dirs"
     cp -L "$guest_kernel" "$root/lab/guest/vmlinuz"
+    cp "$kernel/vmlinuz" "$root/lab/guest/vmlinuz-full" # knows memory errors, which the cloud kernel does not
     cp -L "$guest_initrd" "$root/lab/guest/initrd"
     archive "$1"
 }

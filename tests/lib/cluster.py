@@ -219,7 +219,10 @@ class PageMap:
 
 
 class Guest:
-    """A QEMU with our test guest (tests/guest) or any other machine in it."""
+    """A QEMU with our test guest (tests/guest) or any other machine in it.
+
+    @kernel: True for the test guest's, a file for another, False for none.
+    """
 
     def __init__(self, cluster, name, pager, memory, uuid, append="", incoming=False, extra=(),
                  paused=False, kernel=True, accel="tcg,thread=multi", smp=1, max_memory=None):
@@ -239,7 +242,7 @@ class Guest:
             argv += ["-object", "ram-pager,id=pager0,path=" + pager.handoff]
         if kernel:
             guest = cluster.guest_files()
-            argv += ["-kernel", guest["KERNEL"], "-initrd", guest["INITRD"], "-append",
+            argv += ["-kernel", guest["KERNEL"] if kernel is True else kernel, "-initrd", guest["INITRD"], "-append",
                      "console=ttyS0 quiet panic=-1 tsc=reliable no_timer_check nowatchdog " + append]
         if incoming:
             argv += ["-incoming", "defer"]

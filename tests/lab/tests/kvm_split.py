@@ -17,18 +17,19 @@ def need_kvm(guest):
         raise Failure("%s does not run under KVM: %s" % (guest.name, answer))
 
 
-def split(cluster, smp=2, extra=(), subhosts=((), ()), fill=FILL, **sections):
+def split(cluster, smp=2, extra=(), subhosts=((), ()), ram=RAM, fill=FILL, kernel=True, append="", **sections):
     """Start a guest, split it live; returns the main host's pager and the guest there.
 
-    subhosts: options of each; sections: of the policy.
+    subhosts: options of each; append: more for the guest's kernel; sections: of the policy.
     """
     for options in subhosts:
         cluster.subhost(96 * MIB, options=options)
     source_pager, main_pager = cluster.pager("source"), cluster.pager("main")
-    source = cluster.guest("src", source_pager, RAM, accel="kvm", smp=smp, extra=extra,
-                           append="memguest.size=%d memguest.rate=100 memguest.hot=20" % fill)
+    source = cluster.guest("src", source_pager, ram, accel="kvm", smp=smp, extra=extra, kernel=kernel,
+                           append="memguest.size=%d memguest.rate=100 memguest.hot=20 %s" % (fill, append))
     source.wait_log("memguest: ready", 120)
-    destination = cluster.guest("dst", main_pager, RAM, accel="kvm", smp=smp, extra=extra, incoming=True)
+    destination = cluster.guest("dst", main_pager, ram, accel="kvm", smp=smp, extra=extra, kernel=kernel,
+                                incoming=True)
     need_kvm(source)
     need_kvm(destination)
     result = cluster.migrate(source, destination, cluster.policy(BUDGET, **sections))

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A sub-host dies for good under a KVM guest: machine checks for exactly what it held, and the guest lives.
+
+A page that the guest's kernel itself needs would be its end, as with any memory that breaks.  So what stays
+on the sub-hosts is memory where only programs' pages may lie: that of movablecore, without the top, from which
+the kernel has taken memory before there were zones, and without its beginning, where the test program has its
+stacks and variables, which it cannot do without either.
+"""
+
+import re
+
+from cluster import Failure, MIB, main, wait_until
+from kvm_split import need_kvm, split
+
+RAM, MOVABLE = 272 * MIB, 80 * MIB
+LOW, HIGH = RAM - MOVABLE + 6 * MIB, RAM - 24 * MIB  # what stays on the sub-hosts
+PAGE, CHUNK = 4096, 2 * MIB
+REMOTE, LOST = 2, 4
+ERRORS = 12  # each takes a world switch or two, and the guest's kernel says a lot about it
+# A processor that recovers from memory errors.  As in pager-dies.py it waits for pages in the fault itself: a
+# page that KVM has waited for on the side is reported when the vCPU is somewhere else, in its kernel, too.
+GUEST = dict(smp=1, ram=RAM, kernel="/lab/guest/vmlinuz-full", append="movablecore=%dM" % (MOVABLE // MIB),
+             extra=("-cpu", "qemu64,+succor,+overflow-recov,kvm-asyncpf=off", "-overcommit", "cpu-pm=on"))
+
+
+def pages_of(cluster, pager, subhost, state):
+    """How many pages are in a state, and belong to a sub-host."""
+    page_map = pager.map(cluster.uuid)
+    return sum(page_map.pages[page] == state and page_map.subhost[page * PAGE // CHUNK] == subhost
+               for page in range(RAM // PAGE))
+
+
+def fetch(guest, low, high):
+    """Have QEMU read guest memory, and with it page it in."""
+    for start in range(low, high, 4 * MIB):
+        guest.qmp("pmemsave", val=start, size=min(4 * MIB, high - start), filename="/dev/null")
+
+
+def errors(guest):
+    """The pages that the guest's program has had a memory error for, and those of its own records."""
+    text = guest.log_text()
+    return (re.findall(r"MEMORY-ERROR page=(\d+)", text), re.findall(r"MEMORY-ERROR records of pages (\d+)", text))
+
+
+def test(cluster):
+    pager, guest = split(cluster, pages={"subhost-timeout": 5, "subhost-lost": "poison"}, **GUEST)
+    pager.call("set-budget", uuid=cluster.uuid, budget=RAM)
+    fetch(guest, 0, 0xa0000)
+    fetch(guest, 0x100000, LOW)
+    fetch(guest, HIGH, RAM)
+    print("on the sub-hosts: %s pages" % [pages_of(cluster, pager, i, REMOTE) for i in (0, 1)], flush=True)
+    cluster.subhosts[1].kill()
+    guest.say("sweep")  # comes to the lost pages sooner than the guest's own accesses
+    wait_until("%d memory errors in the guest" % ERRORS, 120, lambda: len(errors(guest)[0]) >= ERRORS)
+    guest.qmp("stop")
+    pages, records = errors(guest)
+    poisoned, unhurt = pages_of(cluster, pager, 1, LOST), pages_of(cluster, pager, 0, LOST)
+    print("memory errors: %d pages, and %d pages of records; poisoned: %d of the lost sub-host, %d of the other" % (
+        len(pages), len(records), poisoned, unhurt), flush=True)
+    # The guest's program may not have come to say what its kernel has told it of the last one.
+    if len(set(pages)) != len(pages) or not 0 <= poisoned - len(pages) - len(records) <= 1 or unhurt:
+        raise Failure("not the pages of the lost sub-host: %s" % pages)
+    guest.qmp("cont")
+    before = guest.reports()
+    wait_until("the guest goes on", 60, lambda: guest.reports() > before + 1)
+    need_kvm(guest)
+    if guest.report()["errors"] or not guest.report()["memerrs"]:
+        raise Failure("wrong pages, or no errors: %s" % guest.report())
+    if pager.guest(cluster.uuid)["lost_pages"] < poisoned:
+        raise Failure("the operator is not told of %d lost pages" % poisoned)
+
+
+main(test)
