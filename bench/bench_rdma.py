@@ -16,15 +16,16 @@ BUILD = os.environ.get("BUILD", "build")
 
 
 def main():
-    lab = subprocess.run([sys.executable, "-c", "import lab; lab.run('rdma-bench', limit=300)"],
+    lab = subprocess.run([sys.executable, "-c", "import lab; lab.run('rdma-bench', limit=240)"],
                          cwd=os.path.join(TOP, "tests", "lab"), stdin=subprocess.DEVNULL,
                          stdout=subprocess.PIPE, text=True, env=dict(os.environ, BUILD=BUILD))
     rows = [json.loads(text) for text in re.findall(r"bench: (\{.*\})$", lab.stdout, re.M)]
     if lab.returncode or not rows:
         print(lab.stdout)
         sys.exit(lab.returncode or "the lab printed no results")
+    print("\n".join(re.findall(r"^ *[\d.]+  (.*; sleeps of .*)$", lab.stdout, re.M)))
     for row in rows:
-        print("%(name)-28s ours %(ours)10s   TCP %(peer)10s   floor %(floor)10s   %(unit)s   ratio %(ratio)s "
+        print("%(name)-42s ours %(ours)10s   TCP %(peer)10s   floor %(floor)10s   %(unit)s   ratio %(ratio)s "
               "target %(target)s" % row)
     path = os.path.join(TOP, BUILD, "bench-rdma.json")
     with open(path, "w") as file:
