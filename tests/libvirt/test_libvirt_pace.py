@@ -58,11 +58,11 @@ def expect_limit(bed, guest, rate, slack):
 
 def test_options(bed, guest):
     before = settings(bed)
-    process = start_move(bed, guest, BUDGET, "--bandwidth", "3MiB", "--downtime", "30", "--auto-converge",
+    process = start_move(bed, guest, BUDGET, "--bandwidth", "3MiB", "--downtime", "15", "--auto-converge",
                          "--abort-on-error", "--parallel-connections", "3")
     now = settings(bed)
     print("before:", before, "now:", now)
-    if (now["downtime"], now["limit"], now["speed"], now["rate"]) != (30, 30, 3, 3 * MIB):
+    if (now["downtime"], now["limit"], now["speed"], now["rate"]) != (15, 15, 3, 3 * MIB):
         raise Failure("the options did not get there: %s" % now)
     on = {c["capability"] for c in ask_qemu(bed, "query-migrate-capabilities") if c["state"]}
     if "auto-converge" not in on or "multifd" in on:
