@@ -4,7 +4,7 @@
 The floor is one 4 KiB RDMA READ (ib_read_lat's typical time) and one fault answered on this host. All are taken
 in turn, and of each the median of ROUNDS counts.  Lines `bench: {...}` are for bench/bench_rdma.py.
 
-Twice: as shipped, and with fault threads that spin for as long as a fault takes here, where all is emulated and
+Twice: as shipped, and with fault threads that may spin for as long as a fault takes here, where all is emulated and
 takes ten to thirty times as long as on cards.  ib_read_lat, too, spins for as long as it takes.
 """
 
@@ -18,7 +18,7 @@ import time
 from rdma_lab import ADDRESS, NAME, RdmaSubhost, eventually, play, with_region
 
 ROUNDS, PAGES = 5, 60
-SPINS = (("as shipped", {}), ("spinning throughout", {"spin_us": 20000}))
+SPINS = (("as shipped", {}), ("may spin for 20 ms", {"spin_us": 20000}))
 
 
 def read_latency():
