@@ -128,7 +128,7 @@ static void list_region(void *to, const struct store_entry *entry)
     for (uint64_t at = 0; !entry->owner && at < region_size(entry->region); at += entry->slab) {
         struct region_slab slab;
         region_slab(entry->region, at, entry->slab, &slab);
-        if (!slab.stored || slab.lent || ask_find(list->headroom, entry->region, at)) {
+        if (!slab.stored || ask_find(list->headroom, entry->region, at)) {
             continue;
         }
         if (list->n == list->size && list->size < HEADROOM_LIST_MAX) {
@@ -168,11 +168,28 @@ static size_t draw(struct headroom *headroom, struct list *list, uint64_t need)
     return n;
 }
 
+/* What is lent by RDMA is as hot as the others are on the average, for all that is known. */
+static void guess_heat(struct candidate *candidate, size_t n)
+{
+    uint64_t heat = 0, known = 0;
+
+    for (size_t i = 0; i < n; i++) {
+        heat += candidate[i].slab.lent ? 0 : candidate[i].slab.heat;
+        known += !candidate[i].slab.lent;
+    }
+    for (size_t i = 0; i < n; i++) {
+        if (candidate[i].slab.lent) {
+            candidate[i].slab.heat = known ? heat / known : 0;
+        }
+    }
+}
+
 static void choose_from(struct headroom *headroom, struct list *list, uint64_t need, uint64_t now_us)
 {
     uint64_t bytes = 0;
     size_t n = draw(headroom, list, need);
 
+    guess_heat(list->candidate, n);
     qsort(list->candidate, n, sizeof(*list->candidate), by_heat);
     for (size_t i = 0; i < n && bytes < need && headroom->n_asks < HEADROOM_ASK_MAX; i++) {
         const struct candidate *taken = &list->candidate[i];

@@ -14,7 +14,9 @@
  *     pager learns of them when it asks, once a second (`wanted` of region-query); it decides where the pages go,
  *     moves them, and trims them here, by which we know that it is done.  It may refuse (`region-refuse`).
  *
- * Slabs that are lent by RDMA are not asked back: nobody here sees how hot they are.
+ * Nobody here sees how hot slabs are that are lent by RDMA: they count as the average of the others in the
+ * sample, so that among themselves chance decides.  They come back some seconds after they were trimmed, when their
+ * keys have been destroyed.
  *
  * When a quarter more than the headroom has been free for 5 seconds, a 64th of what is to be lent is added every
  * second, but never more than is free beyond the headroom.

@@ -31,6 +31,7 @@
 #define DRAIN_ROOM_US 700000u  /* how long one is waited for */
 #define DRAIN_NAP_US 1000u
 #define DRAIN_REFUSAL_US 10000000u
+#define DRAIN_GIVEN_US 5000000u /* what was lent by RDMA is freed some time after the last TRIM */
 
 struct drain {
     struct engine *engine;
@@ -39,6 +40,7 @@ struct drain {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     bool stop, kicked;        /* guarded by lock */
+    _Atomic uint64_t *given_us; /* [n_slabs] when it was given back */
     _Atomic uint8_t *wanted;  /* [n_slabs] number of the sub-host that wants the slab back, plus 1; 0: none */
     struct chunk_mover *mover; /* the rest: thread only */
     uint64_t *emptied;        /* bitmap of sub-hosts: nothing is left, all was trimmed */
@@ -265,6 +267,10 @@ void drain_want(struct engine *engine, unsigned index, uint64_t offset, uint64_t
     /* Its slabs are of our size, or it does not know ours. */
     for (uint64_t slab = offset / bytes;
          slab < engine->map->n_slabs && slab * bytes < offset + length; slab++) {
+        uint64_t given = atomic_load(&drain->given_us[slab]);
+        if (given && units_now_us() < given + DRAIN_GIVEN_US) {
+            continue;
+        }
         news |= atomic_exchange(&drain->wanted[slab], (uint8_t)(index + 1)) != index + 1;
     }
     if (news) {
@@ -347,6 +353,7 @@ static int drain_slab(struct drain *drain, uint64_t slab, unsigned from)
     if (chunk_forget(drain->mover, from, first, end) < 0) {
         return -EAGAIN;
     }
+    atomic_store(&drain->given_us[slab], units_now_us());
     stats_add(&engine->stats.slabs_given_back, 1);
     return 0;
 }
@@ -420,6 +427,7 @@ static void drain_free(struct drain *drain)
     pthread_cond_destroy(&drain->changed);
     free(drain->emptied);
     free((void *)drain->wanted);
+    free((void *)drain->given_us);
     free(drain);
 }
 
@@ -435,10 +443,11 @@ int drain_prepare(struct engine *engine)
     pthread_mutex_init(&drain->lock, NULL);
     pthread_cond_init(&drain->changed, NULL);
     drain->wanted = calloc(engine->map->n_slabs, sizeof(*drain->wanted));
+    drain->given_us = calloc(engine->map->n_slabs, sizeof(*drain->given_us));
     drain->emptied = calloc(PAGEMAP_MAX_SUBHOSTS / 64 + 1, sizeof(*drain->emptied));
     drain->mover = chunk_mover_new(engine);
     engine->drain = drain;
-    return drain->wanted && drain->emptied && drain->mover ? 0 : -ENOMEM;
+    return drain->wanted && drain->given_us && drain->emptied && drain->mover ? 0 : -ENOMEM;
 }
 
 int drain_start(struct engine *engine)
