@@ -117,8 +117,10 @@ def test_full_subhost_moves_chunks_to_the_other():
             with_region(one, SIZE), with_region(two, SIZE, limit=20 * MIB), \
             guest([one, two], local=15, remote=30) as play:
         play("mode", "random")
-        stats = play.play(4)
-        assert stats["engine"]["write_refusals"] > 0, stats
+        play("go")
+        eventually(lambda: play("stats")["engine"]["write_refusals"], "the full one refuses", 30)
+        before = play("stats")["engine"]["page_outs"]
+        eventually(lambda: play("stats")["engine"]["page_outs"] > before + 1000, "page-out goes on", 30)
         play.check()
         assert play("stats")["lost"] == 0
 
