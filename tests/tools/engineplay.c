@@ -681,7 +681,7 @@ int main(int argc, char **argv)
         say("return", obey(line));
     }
     play->quit = true;
-    engine_end(false);
+    json_decref(engine_end(false));
     kill(guest_pid, SIGKILL);
     kill(monitor_pid, SIGKILL);
     return play->errors ? 1 : 0;
