@@ -273,6 +273,12 @@ class Guest:
     def status(self):
         return self.qmp("query-status")["status"]
 
+    def handed_over(self):
+        try:
+            return self.pager.guest(self.uuid)["state"] != "waiting"
+        except Failure:
+            return False
+
     def uri(self):
         return "qmp:%s?pager=unix:%s" % (self.qmp_path, self.pager.control_path)
 
@@ -491,6 +497,9 @@ class Cluster:
 
     def migrate(self, source, destination, policy, *more, seconds=300, env=None):
         """Split a guest; raises unless it succeeds. Returns split-migrate's JSON."""
+        for guest in source, destination:
+            # QEMU answers before it has handed its memory over.
+            wait_until("the hand-off of %s" % guest.name, 30, guest.handed_over)
         status, out, err = self.run("migrate", "--live", "--json", "--policy", policy, *more,
                                     source.uri(), destination.uri(), seconds=seconds, env=env)
         if status:

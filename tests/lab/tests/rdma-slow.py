@@ -26,7 +26,7 @@ def load(guest, what):
 
     before, began = guest("stats"), time.monotonic()
     guest("go")
-    eventually(moved, "pages come and go", 120)
+    eventually(moved, "pages come and go", 300)
     guest("halt")
     after, took = guest("stats"), time.monotonic() - began
     print("%s: %d page-ins, %d page-outs, %.0f checks/s; longest access, without service: %.0f ms" % (
