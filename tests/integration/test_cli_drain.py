@@ -9,15 +9,7 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
 from cluster import MIB, Failure, main, wait_until
-from guestplay import GuestPlay, move
-
-
-def split_again(pager, uuid, old):
-    try:
-        guest = pager.guest(uuid)
-    except (Failure, OSError):
-        return False
-    return guest["state"] == "split" and guest["worker_pid"] != old
+from guestplay import GuestPlay, move, split_again
 
 
 def test(cluster):

@@ -9,7 +9,7 @@ import time
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
 from cluster import MIB, Failure, main, wait_until
-from guestplay import GuestPlay, move
+from guestplay import GuestPlay, move, split_again
 
 
 def test(cluster):
@@ -45,14 +45,6 @@ def test(cluster):
     guest = target.guest(cluster.uuid)
     if guest["lost_pages"] or guest["resident"] > 25 * MIB:
         raise Failure("at the end: %s" % guest)
-
-
-def split_again(pager, uuid, old):
-    try:
-        guest = pager.guest(uuid)
-    except (Failure, OSError):
-        return False
-    return guest["state"] == "split" and guest["worker_pid"] != old
 
 
 main(test)

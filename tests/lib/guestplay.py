@@ -81,6 +81,15 @@ def subhost_arguments(cluster, control, reserve, limit):
     return arguments
 
 
+def split_again(pager, uuid, old):
+    """Is the guest split, and served by another worker than @old?"""
+    try:
+        guest = pager.guest(uuid)
+    except (Failure, OSError):
+        return False
+    return guest["state"] == "split" and guest["worker_pid"] != old
+
+
 def move(cluster, source, target, here, there, budget=24 * MIB, reserve=64 * MIB, limit=96 * MIB, **policy):
     """Split the guest: profile it, reserve, move it in two rounds while it runs.  policy: for incoming-prepare."""
     migration = str(uuidlib.uuid4())
