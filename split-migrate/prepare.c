@@ -10,7 +10,7 @@
 #include "split-migrate/interrupt.h"
 #include "split-migrate/move.h"
 
-#define PREPARE_ATTACH_US 3000000u /* QEMU may still be handing its memory over */
+#define PREPARE_ATTACH_US 5000000u /* QEMU may still be handing its memory over */
 #define PREPARE_CALL_MS 60000
 
 /* ---- connect ---- */
@@ -37,8 +37,15 @@ static int prepare_check_guest(struct pager *pager, const struct move *move, con
         if ((strcmp(state, "attached") == 0 || back) && connected) {
             return 0;
         }
-        if (strcmp(state, "attached") != 0 && strcmp(state, "not known") != 0) {
+        if (strcmp(state, "attached") != 0 && strcmp(state, "not known") != 0 &&
+            strcmp(state, "waiting") != 0) {
             break;
+        }
+        if (units_now_us() > deadline && strcmp(state, "waiting") == 0) {
+            return reason_set(reason, -ETIMEDOUT,
+                              "%s: guest %s is announced, but %s has not handed its memory over: "
+                              "it must be running",
+                              pager->role, move->guest.uuid, qemu);
         }
         if (units_now_us() > deadline) {
             return reason_set(reason, -ENOENT,

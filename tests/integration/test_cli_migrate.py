@@ -270,6 +270,19 @@ def test_wrong_guests():
     refused("budget", lambda b: None, "--high-watermark", "1 GiB")
 
 
+def test_hand_off_under_way():
+    """QEMU answers before it has handed its memory over: a move asked for just then waits for that."""
+    with Bench() as b:
+        b.source_pager.waiting, b.main_pager.waiting = 2, 4
+        b.migrate("--live")
+        assert not b.main_pager.waiting and b.main_pager.state == "split"
+    with Bench() as b:
+        b.main_pager.waiting = 1 << 20
+        _, err = b.migrate("--live", status=1)
+        assert "has not handed its memory over" in err, err
+        b.check_undone("no hand-off")
+
+
 def test_qemu_fails():
     with Bench() as b:
         b.source.steps = ["setup", "active", "failed"]

@@ -249,6 +249,8 @@ class Guest:
         if paused:
             argv += ["-S"]
         open(self.serial_log, "w").close()
+        if os.path.exists(self.qmp_path):
+            os.unlink(self.qmp_path)  # of a machine of this name before: it would look ready at once
         self.daemon = Daemon(cluster, name, argv + list(extra))
         wait_until("QMP of %s" % name, 30, lambda: os.path.exists(self.qmp_path) or self._check())
         # The controller needs the QMP socket: the test must not sit on it.

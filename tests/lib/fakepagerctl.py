@@ -9,6 +9,7 @@ MIB = 1 << 20
 class FakePager(ControlServer):
     def __init__(self, world, name, ram=1024 * MIB, present=800 * MIB):
         self.state = "attached"
+        self.waiting = 0  # times it says that QEMU has not handed the guest's memory over
         self.ram = ram
         self.present = present
         self.available = 1 << 40
@@ -28,7 +29,8 @@ class FakePager(ControlServer):
 
     def verb_query_guest(self, sock, arguments):
         self._guest(arguments)
-        guest = {"uuid": UUID, "state": self.state, "connected": True, "ram": self.ram,
+        state, self.waiting = "waiting" if self.waiting else self.state, max(0, self.waiting - 1)
+        guest = {"uuid": UUID, "state": state, "connected": state != "waiting", "ram": self.ram,
                  "present": self.present, "resident": self.present, "resident_max": self.present}
         if self.state == "split":
             guest.update(budget=256 * MIB, page_ins=3, fault_us={"p50": 1, "p99": 2, "max": 3},
