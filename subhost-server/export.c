@@ -219,27 +219,26 @@ static const struct nbd_export_ops strict_ops = {
 static int export_open(void *opaque, const char *name, size_t length, struct nbd_export *export)
 {
     struct store *store = opaque;
-    struct region *region;
-    unsigned epoch;
-    bool strict;
-    int err = store_open(store, name, length, &region, &strict, &epoch);
+    struct store_opened opened;
+    int err = store_open(store, name, length, &opened);
 
     if (err) {
         return err;
     }
     struct client *client = malloc(sizeof(*client));
     if (!client) {
-        region_unref(region);
+        region_unref(opened.region);
         return -ENOMEM;
     }
-    *client = (struct client){.store = store, .region = region, .epoch = epoch};
-    region_client_came(region);
-    if (strict) { /* page-ins: a guest waits for each of them */
+    *client = (struct client){.store = store, .region = opened.region, .epoch = opened.epoch};
+    region_client_came(opened.region);
+    if (opened.strict) { /* page-ins: a guest waits for each of them */
         urgent_thread();
     }
     *export = (struct nbd_export){
-        .ops = strict ? &strict_ops : &export_ops,
-        .size = region_size(region),
+        .ops = opened.strict ? &strict_ops : &export_ops,
+        .size = region_size(opened.region),
+        .read_only = opened.read_only,
         .opaque = client,
     };
     return 0;

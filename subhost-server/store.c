@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/ticket.h"
 #include "common/units.h"
 #include "subhost-server/statedir.h"
 
@@ -403,13 +404,22 @@ int store_adopt(struct store *store, struct reason *reason)
     return err;
 }
 
-int store_open(struct store *store, const char *name, size_t length, struct region **region,
-               bool *strict, unsigned *epoch)
+/* Is it the one that was made from the region's own, for sub-hosts that fetch pages? */
+static bool ticket_only_reads(const struct store_entry *entry, const char *ticket, size_t length)
+{
+    char reading[STORE_WORD_MAX + 1] = {0};
+
+    return entry->ticket[0] && ticket_reading(entry->ticket, strlen(entry->ticket), reading) == 0 &&
+           ticket_matches(reading, ticket, length);
+}
+
+int store_open(struct store *store, const char *name, size_t length, struct store_opened *opened)
 {
     size_t suffix = strlen(STRICT);
 
-    *strict = length > suffix && memcmp(name + length - suffix, STRICT, suffix) == 0;
-    if (*strict) {
+    *opened = (struct store_opened){0};
+    opened->strict = length > suffix && memcmp(name + length - suffix, STRICT, suffix) == 0;
+    if (opened->strict) {
         length -= suffix;
     }
     if (length == 0 || memchr(name, '\0', length)) {
@@ -425,12 +435,16 @@ int store_open(struct store *store, const char *name, size_t length, struct regi
     pthread_mutex_lock(&store->lock);
     struct store_entry *entry = *find(store, name, name_length);
     int err = entry ? ticket_check(entry, ticket, ticket_length) : -ENOENT;
+    if (err == -EACCES && ticket_only_reads(entry, ticket, ticket_length)) {
+        opened->read_only = true;
+        err = 0;
+    }
     if (!err && entry->expires_us && units_now_us() >= entry->expires_us) {
         err = -EKEYEXPIRED;
     }
     if (!err) {
-        *region = region_ref(entry->region);
-        *epoch = region_epoch(entry->region);
+        opened->region = region_ref(entry->region);
+        opened->epoch = region_epoch(entry->region);
     }
     pthread_mutex_unlock(&store->lock);
     return err == -EACCES ? -ENOENT : err; /* whether there is such a region is not told */

@@ -7,7 +7,8 @@
  * when store_delete_owned() is called for the owner, unless it was kept.
  *
  * A ticket is for one migration.  Who keeps the region gives it another one: the
- * old one has expired then, also for connections that were opened with it.
+ * old one has expired then, also for connections that were opened with it, and the one made from it
+ * that only reads.
  */
 #ifndef SUBHOST_SERVER_STORE_H
 #define SUBHOST_SERVER_STORE_H
@@ -117,15 +118,21 @@ int store_delete(struct store *store, const char *name, const char *ticket, cons
 /** store_delete_owned() - delete the transient regions of @owner */
 void store_delete_owned(struct store *store, const void *owner);
 
+/* What a client has opened. */
+struct store_opened {
+    struct region *region; /* a reference */
+    unsigned epoch;        /* region_epoch() at that time */
+    bool strict;
+    bool read_only; /* by the ticket that only reads (common/ticket.h) */
+};
+
 /**
  * store_open() - find what a client means by NAME[.TICKET][/strict]
  * @name: @length bytes, hostile
- * @epoch: region_epoch() at that time
  *
- * Return: 0 and a reference in *@region; -ENOENT, also if the ticket is wrong; -EKEYEXPIRED.
+ * Return: 0 and *@opened; -ENOENT, also if the ticket is wrong; -EKEYEXPIRED.
  */
-int store_open(struct store *store, const char *name, size_t length, struct region **region,
-               bool *strict, unsigned *epoch);
+int store_open(struct store *store, const char *name, size_t length, struct store_opened *opened);
 
 /** store_each() - call @visit for each region, with the lock held */
 void store_each(struct store *store, void (*visit)(void *to, const struct store_entry *entry),

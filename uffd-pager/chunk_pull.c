@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/ticket.h"
+
 #define PULL_CALL_MS 1000
 #define PULL_SETTLE_MS 5000 /* a copy that is ending there waits for the other sub-host, too */
 #define PULL_MS 9000        /* more than both of the server's waits for the other one */
@@ -172,16 +174,19 @@ static int pull_ask(struct puller *puller, unsigned from, unsigned to, json_t *r
 {
     const struct engine_subhost *source = pull_subhost(puller, from);
     struct link_host *host = &puller->engine->hosts[to];
+    char name[sizeof(source->export_name) + TICKET_READING_LEN];
     char data[ENDPOINT_TEXT_LEN];
     uint64_t serial;
 
-    int err = pull_ask_serial(puller, to, &serial, reason);
+    int err = ticket_export_reading(source->export_name, name, sizeof(name));
+    err = err ? reason_set(reason, err, "no ticket for reading can be made")
+              : pull_ask_serial(puller, to, &serial, reason);
     if (err) {
         json_decref(runs);
         return err;
     }
     json_t *args = json_pack("{s:I, s:s, s:s, s:o}", "serial", (json_int_t)serial, "data",
-                             endpoint_format(&source->data, data), "export", source->export_name,
+                             endpoint_format(&source->data, data), "export", name,
                              "runs", runs);
     err = pull_call(puller, to, "region-pull", args, NULL, PULL_MS, reason);
     if (pull_is_silence(err)) {

@@ -170,13 +170,12 @@ static void serve(struct store *store, const uint8_t *bytes, size_t size)
 
 static void check_exact(struct store *store)
 {
-    struct region *region;
-    unsigned epoch;
-    bool strict;
+    struct store_opened opened;
 
-    if (store_open(store, "r", 1, &region, &strict, &epoch)) {
+    if (store_open(store, "r", 1, &opened)) {
         abort();
     }
+    struct region *region = opened.region;
     uint64_t stored = atomic_load(&region_claim(region)->stored);
     if (stored != region_allocated(region) || stored > REGION_LIMIT || region_clients(region)) {
         abort();

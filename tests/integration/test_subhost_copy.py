@@ -1,8 +1,12 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""region-pull: a sub-host fetches pages from another one, and writes nothing once the copy was given up."""
+"""region-pull: a sub-host fetches pages from another one with a ticket that only reads, and writes nothing once
+the copy was given up.
+"""
 
 import contextlib
+import errno
+import hashlib
 import os
 import socket
 import sys
@@ -12,6 +16,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import checks
 from checks import expect
 from nbdpeer import NbdError
+from pki import Pki
 from subhost import MIB, PAGE, ControlError, Subhost
 
 SIZE = 8 * MIB
@@ -23,6 +28,11 @@ def pair(limit=SIZE):
         there.call("region-create", name="guest", size=SIZE, ticket="one")
         here.call("region-create", name="guest", size=SIZE, ticket="two", limit=limit)
         yield source, target, there, here
+
+
+def reading(ticket):
+    """The ticket made from it that only reads, as docs/protocols.md says."""
+    return hashlib.sha256(b"read only:" + ticket.encode()).hexdigest()
 
 
 def settle(here):
@@ -133,6 +143,60 @@ def test_given_up():
         assert here.region("guest")["stored"] == PAGE
         assert expect(ControlError, pull, here, source, serial, [[0, PAGE]]).name == "ESTALE"
         assert pull(here, source, after, [[PAGE, 500 * PAGE]]) == 500 * PAGE
+
+
+def test_ticket_that_only_reads():
+    with pair() as (source, target, there, here):
+        export = "guest." + reading("one")
+        with source.peer("guest.one") as peer, source.peer(export) as reader, \
+                source.peer(export + "/strict") as strict:
+            peer.write(0, pattern(1))
+            assert peer.flags & 2 == 0 and reader.flags & 2 and strict.flags & 2, "NBD_FLAG_READ_ONLY"
+            for mine in reader, strict:
+                assert mine.read(0, PAGE) == pattern(1)
+                for change in (lambda: mine.write(0, pattern(2)), lambda: mine.trim(0, PAGE),
+                               lambda: mine.zeroes(0, PAGE), lambda: mine.write(PAGE, pattern(2))):
+                    assert expect(NbdError, change).number == errno.EPERM
+                assert mine.read(0, PAGE) == pattern(1), "it goes on, and nothing has changed"
+            expect(NbdError, strict.read, PAGE, PAGE)
+            assert pull(here, source, settle(here), [[0, PAGE]], export=export) == PAGE
+            for verb in "region-query", "region-settle", "region-keep", "region-delete":
+                assert expect(ControlError, there.call, verb, name="guest", ticket=reading("one")).name == "EACCES"
+            # It ends with the ticket it was made from.
+            there.call("region-keep", name="guest", ticket="one", new_ticket="three")
+            assert expect(NbdError, reader.read, 0, PAGE).number == errno.EPERM
+        for old in "guest." + reading("one"), "guest." + reading(reading("three")), "guest." + reading(""):
+            expect(Exception, lambda name=old: source.peer(name).close())
+        with source.peer("guest." + reading("three")) as reader:
+            assert reader.read(0, PAGE) == pattern(1)
+
+
+def test_over_tls():
+    """The sub-host that fetches shows its certificate as client, and looks at the other one's."""
+    with Pki() as pki:
+        good, no_client = pki.identity(), pki.identity(client=False)
+        by_tls = lambda identity: Subhost("--listen", "tls:127.0.0.1:0", "--tls-certificates", identity)
+        with by_tls(good) as source, by_tls(good) as target, by_tls(no_client) as other, \
+                by_tls(pki.stranger()) as stranger, contextlib.ExitStack() as stack:
+            there, here, elsewhere, foreign = (stack.enter_context(host.control())
+                                               for host in (source, target, other, stranger))
+            for control, ticket in (there, "one"), (foreign, "one"), (here, "two"), (elsewhere, "two"):
+                control.call("region-create", name="guest", size=SIZE, ticket=ticket)
+            with source.peer("guest.one") as peer:
+                for page in range(300):
+                    peer.write(page * PAGE, pattern(page))
+            tls = there.call("query-status")["data"][2]
+            values = dict(data=tls, export="guest." + reading("one"))
+            assert pull(here, source, settle(here), [[0, 301 * PAGE]], **values) == 300 * PAGE
+            with target.peer("guest.two/strict") as mine:
+                for page in range(300):
+                    assert mine.read(page * PAGE, PAGE) == pattern(page), page
+                expect(NbdError, mine.read, 300 * PAGE, PAGE)
+            for control, address in (elsewhere, tls), (here, foreign.call("query-status")["data"][2]):
+                refused = expect(ControlError, pull, control, source, settle(control), [[0, PAGE]],
+                                 **dict(values, data=address))
+                assert refused.name == "EREMOTEIO", refused
+                print(refused.desc)
 
 
 if __name__ == "__main__":

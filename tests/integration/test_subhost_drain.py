@@ -5,7 +5,9 @@
 import contextlib
 import os
 import signal
+import socket
 import sys
+import threading
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
@@ -115,6 +117,54 @@ def test_no_room_elsewhere():
         assert play("drain", 1, 1)["err"] == -28
         stats = play.check()
         assert stats["lost"] == 0 and not play.event("SUBHOST_EMPTY"), stats
+
+
+class Recorder:
+    """Stands before a control socket and writes down what is asked."""
+
+    def __init__(self, host):
+        self.host, self.asked = host, b""
+        path = os.path.join(host.folder, "recorder.sock")
+        self.address = "unix:" + path
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(path)
+        self.listener.listen()
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self):
+        while True:
+            client, _ = self.listener.accept()
+            server = socket.socket(socket.AF_UNIX)
+            server.connect(self.host.control_address[5:])
+            for words in (client, server, True), (server, client, False):
+                threading.Thread(target=self.forward, args=words, daemon=True).start()
+
+    def forward(self, source, sink, record):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                self.asked += data if record else b""
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
+
+def test_the_other_one_cannot_write():
+    """Who fetches the pages is given no ticket with which it could change them."""
+    with Subhost(memory="512M") as one, Subhost(memory="512M") as two, \
+            with_region(one, SIZE, ticket="ticket-of-one") as first, with_region(two, SIZE, ticket="ticket-of-two") as second:
+        recorder = Recorder(two)
+        places = ["%s,%s.ticket-of-one,%s" % (one.unix, NAME, one.control_address),
+                  "%s,%s.ticket-of-two,%s" % (two.unix, NAME, recorder.address)]
+        with EnginePlay([], size=["71M", "23M"], budget="24M", low="16M", high="20M", local=15, remote=70, threads=4,
+                        granule="256K", prefetch=8, subhost=places) as play:
+            play("mode", "random")
+            play("go")
+            assert play("drain", 0, 1)["err"] == 0
+            eventually(lambda: play.event("SUBHOST_EMPTY"), "it is empty", 60)
+            assert first.region(NAME)["stored"] == 0 and second.call("stats")["pulled_bytes"] > 8 * MIB
+            assert b"region-pull" in recorder.asked and b"ticket-of-two" in recorder.asked
+            assert b"ticket-of-one" not in recorder.asked
+            play.check()
+            assert play("stats")["lost"] == 0, play.events
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 from checks import eventually, main
-from engineplay import EnginePlay, with_region
+from engineplay import NAME, EnginePlay, with_region
 from pki import Pki
 from subhost import MIB, Subhost
 
@@ -22,14 +22,14 @@ def tls_subhost(*options):
     return host
 
 
-def guest(subhosts, identity, **options):
+def guest(subhosts, identity, controls=False, **options):
     for name in ("CERTIFICATES", "PSK"):
         os.environ.pop("TLS_" + name, None)
     os.environ.update(identity)
     values = dict(size=["47M", "15M"], budget="24M", low="16M", high="20M", local=15, remote=60,
                   threads=3, granule="256K", prefetch=16)
     values.update(options)
-    return EnginePlay([s.tls for s in subhosts], **values)
+    return EnginePlay([(s.tls, s.control_address) if controls else s.tls for s in subhosts], **values)
 
 
 def test_paging_with_certificates():
@@ -62,6 +62,24 @@ def test_killed_while_paging_with_keys():
                 eventually(lambda: play("stats")["checks"] > before, "the guest goes on")
             play.check()
             assert play("pages")["lost"] == 0
+
+
+def test_memory_moves_over_tls():
+    """A drain: the other sub-host fetches the pages over TLS."""
+    with Pki() as pki:
+        good = pki.identity()
+        with tls_subhost("--tls-certificates", good) as one, tls_subhost("--tls-certificates", good) as two, \
+                with_region(one, SIZE) as first, with_region(two, SIZE) as second, \
+                guest([one, two], {"TLS_CERTIFICATES": good}, controls=True) as play:
+            play("mode", "random")
+            play("go")
+            assert first.region(NAME)["stored"] > 0
+            assert play("drain", 0, 1)["err"] == 0
+            eventually(lambda: play.event("SUBHOST_EMPTY"), "it is empty", 60)
+            assert first.region(NAME)["stored"] == 0
+            assert second.call("stats")["pulled_bytes"] > 0, "fetched by the other one itself"
+            play.check()
+            assert play("stats")["lost"] == 0, play.events
 
 
 def test_connections_are_cut():

@@ -590,7 +590,11 @@ static void add_subhost(char *text)
     }
     snprintf(subhost->name, sizeof(subhost->name), "sub%u", config.n_subhosts);
     snprintf(subhost->export_name, sizeof(subhost->export_name), "%s", comma + 1);
-    snprintf(subhost->region, sizeof(subhost->region), "%s", comma + 1);
+    size_t length = strcspn(comma + 1, ".");
+    snprintf(subhost->region, sizeof(subhost->region), "%.*s", (int)length, comma + 1);
+    if (comma[1 + length]) {
+        snprintf(subhost->ticket, sizeof(subhost->ticket), "%s", comma + 2 + length);
+    }
     subhost->weight = 1;
     config.n_subhosts++;
 }

@@ -578,12 +578,12 @@ static void test_kill_under_threads(void **state)
 
 static int try_open(struct store *store, const char *name, bool *strict)
 {
-    struct region *region;
-    unsigned epoch;
-    int err = store_open(store, name, strlen(name), &region, strict, &epoch);
+    struct store_opened opened;
+    int err = store_open(store, name, strlen(name), &opened);
 
+    *strict = opened.strict;
     if (!err) {
-        region_unref(region);
+        region_unref(opened.region);
     }
     return err;
 }
