@@ -69,10 +69,13 @@ class Subhost:
         self.words = list(prefix) + [SERVER, "--memory", memory, "--listen", self.unix, "--listen", "tcp:127.0.0.1:0",
                  "--control", self.control_address, "--pidfile", self.pidfile, "--exit-with-parent"]
         self.words += options
+        self.reader = None
         self.launch(seconds)
 
     def launch(self, seconds=20):
         """Start the server, or another one after it was killed or stopped."""
+        if self.reader:
+            self.reader.join(10)  # what the old one said last is not the new one's
         del self.lines[:]
         self.process = subprocess.Popen(self.words, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
         self.reader = threading.Thread(target=self._read, args=(self.process.stderr,), daemon=True)
