@@ -100,6 +100,19 @@ static int subhost_list_parse(struct policy *policy, const struct arguments *arg
     return status;
 }
 
+/* What the guests' pagers have told: bytes that are on this sub-host and nowhere else. */
+static uint64_t subhost_at_risk(const json_t *regions)
+{
+    const json_t *region;
+    uint64_t bytes = 0;
+    size_t i;
+
+    json_array_foreach(regions, i, region) {
+        bytes += hosts_bytes(region, "at_risk");
+    }
+    return bytes;
+}
+
 static void subhost_list_row(struct output_table *table, const struct policy_subhost *policy,
                              const struct subhost_answer *answer)
 {
@@ -118,15 +131,17 @@ static void subhost_list_row(struct output_table *table, const struct policy_sub
     }
     if (answer->err) {
         output_cell(table, row, 7, "-");
+        output_cell(table, row, 8, "-");
     } else {
-        output_cell(table, row, 7, "%zu", json_array_size(answer->regions));
+        output_cell_size(table, row, 7, subhost_at_risk(answer->regions));
+        output_cell(table, row, 8, "%zu", json_array_size(answer->regions));
     }
 }
 
 int verb_subhost_list(const struct arguments *arguments)
 {
-    static const char *const titles[] = {"Name",   "Control",  "State", "Lent",
-                                         "Stored", "Reserved", "Free",  "Guests", NULL};
+    static const char *const titles[] = {"Name",     "Control", "State",   "Lent",   "Stored",
+                                         "Reserved", "Free",    "At risk", "Guests", NULL};
     static struct policy policy;
     bool json = options_get(arguments, "json");
     struct output_table table;
@@ -163,8 +178,8 @@ int verb_subhost_list(const struct arguments *arguments)
 
 static void subhost_show_regions(const json_t *regions, bool quiet)
 {
-    static const char *const titles[] = {"Guest",  "Size",  "Reserved",    "Limit",
-                                         "Stored", "State", "Connections", NULL};
+    static const char *const titles[] = {"Guest",      "Size",    "Reserved", "Limit",       "Stored",
+                                         "Redundancy", "At risk", "State",    "Connections", NULL};
     static const char *const columns[] = {"size", "reserve", "limit", "stored"};
     struct output_table table;
     const json_t *region;
@@ -177,10 +192,16 @@ static void subhost_show_regions(const json_t *regions, bool quiet)
         for (unsigned k = 0; k < 4; k++) {
             output_cell_size(&table, row, 1 + k, hosts_bytes(region, columns[k]));
         }
+        output_cell(&table, row, 5, "%s", hosts_text(region, "redundancy"));
+        if (json_object_get(region, "at_risk")) {
+            output_cell_size(&table, row, 6, hosts_bytes(region, "at_risk"));
+        } else {
+            output_cell(&table, row, 6, "-"); /* no pager has said so yet */
+        }
         /* what was reserved for a move goes with it, until the guest has arrived */
         bool arriving = json_is_true(json_object_get(region, "transient"));
-        output_cell(&table, row, 5, "%s", arriving ? "arriving" : "kept");
-        output_cell(&table, row, 6, "%llu",
+        output_cell(&table, row, 7, "%s", arriving ? "arriving" : "kept");
+        output_cell(&table, row, 8, "%llu",
                     (unsigned long long)hosts_bytes(region, "connections"));
     }
     output_table_end(&table, quiet);

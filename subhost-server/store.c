@@ -2,6 +2,7 @@
 #include "subhost-server/store.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -242,6 +243,41 @@ int store_visit(struct store *store, const char *name, const char *ticket,
     }
     pthread_mutex_unlock(&store->lock);
     return err;
+}
+
+static const char *const redundancies[] = {"none", "replica", "backup", NULL};
+
+bool store_is_redundancy(const char *word)
+{
+    const char *const *known = redundancies;
+
+    while (*known && strcmp(*known, word) != 0) {
+        known++;
+    }
+    return *known != NULL;
+}
+
+int store_note(struct store *store, const char *name, const char *ticket, const char *redundancy,
+               uint64_t at_risk, struct reason *reason)
+{
+    int err;
+
+    pthread_mutex_lock(&store->lock);
+    struct store_entry **link = find_checked(store, name, ticket, &err, reason);
+    if (link) {
+        snprintf((*link)->redundancy, sizeof((*link)->redundancy), "%s", redundancy);
+        (*link)->at_risk = at_risk;
+    }
+    pthread_mutex_unlock(&store->lock);
+    return err;
+}
+
+/* Without redundancy no pager counts: all that is here is nowhere else. */
+uint64_t store_at_risk(const struct store_entry *entry)
+{
+    return strcmp(entry->redundancy, "none") == 0
+               ? atomic_load(&region_claim(entry->region)->stored)
+               : entry->at_risk;
 }
 
 static void take_reference(void *to, const struct store_entry *entry)

@@ -42,6 +42,8 @@ struct store_entry {
     char ticket[STORE_WORD_MAX + 1]; /* "": none */
     char expired[STORE_WORD_MAX + 1]; /* the ticket before it; "": none */
     uint64_t expires_us; /* nothing is opened with the ticket after this; 0: no limit */
+    char redundancy[16]; /* what the guest's pager told (store_note()); "": nothing yet */
+    uint64_t at_risk;    /* and how many bytes are here and nowhere else */
     const void *creator; /* as long as it is connected, it may delete with the expired ticket */
 };
 
@@ -103,6 +105,19 @@ int store_keep(struct store *store, const char *name, const char *ticket, const 
 int store_visit(struct store *store, const char *name, const char *ticket,
                 void (*visit)(void *to, const struct store_entry *entry), void *to,
                 struct reason *reason);
+
+/** store_is_redundancy() - is it a word for store_note(): none, replica or backup? */
+bool store_is_redundancy(const char *word);
+
+/**
+ * store_note() - the guest's pager tells how safe the region's pages are, for the operator
+ * Not remembered over a restart: it is told again.  Return: as store_keep().
+ */
+int store_note(struct store *store, const char *name, const char *ticket, const char *redundancy,
+               uint64_t at_risk, struct reason *reason);
+
+/** store_at_risk() - bytes of the region that are here and nowhere else, as far as is known; with the lock held */
+uint64_t store_at_risk(const struct store_entry *entry);
 
 /**
  * store_find() - a reference to a region for a control client

@@ -173,6 +173,10 @@ static json_t *describe(const struct store_entry *entry)
 
     json_object_set_new(object, "room", json_integer((json_int_t)region_room(entry->region)));
     json_object_set_new(object, "slab", json_integer((json_int_t)entry->slab));
+    if (entry->redundancy[0]) {
+        json_object_set_new(object, "redundancy", json_string(entry->redundancy));
+        json_object_set_new(object, "at_risk", json_integer((json_int_t)store_at_risk(entry)));
+    }
     return object;
 }
 
@@ -202,16 +206,36 @@ static void set_entry(void *to, const struct store_entry *entry)
     json_object_set_new(query->result, "wanted", headroom_wanted(query->headroom, entry->region));
 }
 
+/* What the pager tells of its own accord, if it does. */
+static int note(struct server *server, const json_t *args, const char *name, const char *ticket,
+                struct reason *reason)
+{
+    const char *redundancy;
+    const uint64_t none = 0;
+    uint64_t at_risk = 0;
+
+    int err = get_string(args, "redundancy", false, &redundancy, reason);
+    err = err ? err : get_bytes(args, "at_risk", &none, &at_risk, reason);
+    if (!err && redundancy && !store_is_redundancy(redundancy)) {
+        err = reason_set(reason, -EINVAL, "argument 'redundancy' must be none, replica or backup");
+    }
+    return err || !redundancy ? err
+                              : store_note(&server->store, name, ticket, redundancy, at_risk, reason);
+}
+
 static json_t *region_query(void *opaque, struct control_peer *peer, const json_t *args, int *err,
                             struct reason *reason)
 {
-    static const char *const known[] = {"name", "ticket", NULL};
+    static const char *const known[] = {"name", "ticket", "redundancy", "at_risk", NULL};
     struct server *server = opaque;
     const char *name, *ticket;
     struct query query = {.headroom = server->headroom};
 
     (void)peer;
     *err = get_name(args, known, &name, &ticket, reason);
+    if (!*err) {
+        *err = note(server, args, name, ticket, reason);
+    }
     if (!*err) {
         *err = store_visit(&server->store, name, ticket, set_entry, &query, reason);
     }

@@ -37,6 +37,9 @@ enum engine_redundancy {
     ENGINE_REDUNDANCY_BACKUP,  /* in a file on this host */
 };
 
+/** engine_redundancy_name() - the policy's word for it; "" if there is none with that number */
+const char *engine_redundancy_name(unsigned redundancy);
+
 struct engine_subhost {
     char name[64];
     struct endpoint data;

@@ -150,7 +150,9 @@ static void repair_tell(struct repair *repair)
     char text[32];
 
     for (unsigned i = 0; i < engine->config.n_subhosts; i++) {
-        bytes += homes_at_risk(engine, i);
+        uint64_t there = homes_at_risk(engine, i);
+        link_note_risk(&engine->hosts[i], there);
+        bytes += there;
     }
     if (bytes && !repair->told) {
         repair->told = true;

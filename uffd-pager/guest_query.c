@@ -103,7 +103,7 @@ json_t *guest_query(struct worker *worker)
         json_object_set_new(object, "high_watermark",
                             json_integer((json_int_t)worker->session.high_watermark));
         json_object_set_new(object, "redundancy",
-                            json_string(session_redundancy(&worker->session)));
+                            json_string(engine_redundancy_name(worker->session.redundancy)));
     }
     if (worker->state == WORKER_SPLIT) {
         struct pagemap_counts counts;

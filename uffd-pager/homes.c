@@ -1,6 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "uffd-pager/homes.h"
 
+const char *engine_redundancy_name(unsigned redundancy)
+{
+    static const char *const names[] = {[ENGINE_REDUNDANCY_NONE] = "none",
+                                        [ENGINE_REDUNDANCY_REPLICA] = "replica",
+                                        [ENGINE_REDUNDANCY_BACKUP] = "backup"};
+
+    return redundancy < sizeof(names) / sizeof(names[0]) ? names[redundancy] : "";
+}
+
 unsigned homes_wanted(const struct engine *engine)
 {
     unsigned stay = 0;

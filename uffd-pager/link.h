@@ -74,6 +74,9 @@ struct link_host {
     _Atomic bool ask;
     _Atomic uint64_t room;    /* bytes; LINK_ROOM_UNKNOWN */
     _Atomic uint64_t room_us; /* when it was told; 0: never */
+    _Atomic uint64_t at_risk; /* bytes that are there and nowhere else (link_note_risk()) */
+    uint64_t noted;    /* what the sub-host was told of that; with each connection it is told anew.  Thread only */
+    uint64_t note_us;  /* not to be told again before.  Thread only */
     struct control_client *control; /* thread only */
     uint64_t poll_us; /* ask for slabs it wants back then; UINT64_MAX: it does not watch its headroom.  Thread only */
     _Atomic bool waited;     /* the guest waits for a page of this sub-host, which is lost */
@@ -189,6 +192,9 @@ void link_lost_page(struct link_host *host, bool refused);
 
 /** link_ask_room() - have host->room told anew; page-out is kicked when it is; any thread */
 void link_ask_room(struct link_host *host);
+
+/** link_note_risk() - have the sub-host told that so many bytes are there and nowhere else, for its operator */
+void link_note_risk(struct link_host *host, uint64_t bytes);
 
 /**
  * link_give_up() - the sub-host is not connected: is a page that somebody waits for to be poisoned?

@@ -399,6 +399,24 @@ void link_ask_room(struct link_host *host)
     }
 }
 
+void link_note_risk(struct link_host *host, uint64_t bytes)
+{
+    if (atomic_exchange_explicit(&host->at_risk, bytes, memory_order_acq_rel) != bytes) {
+        pthread_mutex_lock(&host->lock);
+        pthread_cond_signal(&host->changed);
+        pthread_mutex_unlock(&host->lock);
+    }
+}
+
+/* When to ask the sub-host next, or to tell it.  Thread only. */
+static uint64_t link_query_due(const struct link_host *host)
+{
+    bool note = link_subhost(host)->control.host[0] && host->noted != atomic_load(&host->at_risk) &&
+                !atomic_load_explicit(&host->trouble_us, memory_order_relaxed);
+
+    return note && host->note_us < host->poll_us ? host->note_us : host->poll_us;
+}
+
 /* A sub-host short of memory tells which slabs it would have back (docs/protocols.md). */
 static void link_hear_wanted(struct link_host *host, const json_t *answer)
 {
@@ -417,10 +435,25 @@ static void link_hear_wanted(struct link_host *host, const json_t *answer)
     }
 }
 
+/* Its operator is shown how safe what it has is. */
+static json_t *link_query_args(const struct link_host *host, uint64_t at_risk)
+{
+    const struct engine_subhost *subhost = link_subhost(host);
+    json_t *args = json_pack("{s:s, s:s, s:I}", "name", subhost->region, "redundancy",
+                             engine_redundancy_name(host->engine->config.redundancy), "at_risk",
+                             (json_int_t)at_risk);
+
+    if (subhost->ticket[0]) {
+        json_object_set_new(args, "ticket", json_string(subhost->ticket));
+    }
+    return args;
+}
+
 /* Thread only, without the lock. */
 static int link_query_room(struct link_host *host, uint64_t *room, struct reason *reason)
 {
     const struct engine_subhost *subhost = link_subhost(host);
+    uint64_t at_risk = atomic_load(&host->at_risk);
     json_t *answer = NULL;
     int err = 0;
 
@@ -429,15 +462,13 @@ static int link_query_room(struct link_host *host, uint64_t *room, struct reason
         err = control_connect(&host->control, &subhost->control, LINK_ROOM_MS, reason);
     }
     if (!err) {
-        json_t *args = json_pack("{s:s}", "name", subhost->region);
-        if (subhost->ticket[0]) {
-            json_object_set_new(args, "ticket", json_string(subhost->ticket));
-        }
-        err = control_call(host->control, "region-query", args, &answer, LINK_ROOM_MS, reason);
+        err = control_call(host->control, "region-query", link_query_args(host, at_risk), &answer,
+                           LINK_ROOM_MS, reason);
     }
     const json_t *bytes = json_object_get(answer, "room");
     if (!err && json_is_integer(bytes) && json_integer_value(bytes) >= 0) {
         *room = (uint64_t)json_integer_value(bytes);
+        host->noted = at_risk;
         link_hear_wanted(host, answer);
     } else if (!err) {
         err = -EPROTO;
@@ -454,12 +485,14 @@ static void link_tell_room(struct link_host *host)
 
     bool asked = atomic_load_explicit(&host->ask, memory_order_acquire);
 
-    if (!asked && units_now_us() < host->poll_us) {
+    if (!asked && units_now_us() < link_query_due(host)) {
         return;
     }
+    host->note_us = units_now_us() + LINK_POLL_US;
     host->poll_us = link_subhost(host)->control.host[0] ? units_now_us() + LINK_POLL_AGAIN_US
                                                          : UINT64_MAX;
     if (link_subhost(host)->control.host[0] && link_query_room(host, &room, &reason) < 0) {
+        host->note_us = host->poll_us;
         log_debug("sub-host '%s' does not say how much room it has: %s", link_subhost(host)->name,
                   reason.text);
         control_close(host->control);
@@ -497,7 +530,8 @@ static void *link_host_main(void *arg)
             uint64_t judge = now + LINK_JUDGE_MS * 1000;
             next = next < judge ? next : judge;
         }
-        link_wait(host, next < host->poll_us ? next : host->poll_us);
+        uint64_t query = link_query_due(host);
+        link_wait(host, next < query ? next : query);
     }
     pthread_mutex_unlock(&host->lock);
     return NULL;

@@ -115,16 +115,6 @@ static int session_parse_loss(struct session *session, const json_t *object,
     return reason_set(reason, -EINVAL, "'lost_action' must be \"wait\", \"pause\" or \"poison\"");
 }
 
-static const char *const session_redundancy_names[] = {
-    [ENGINE_REDUNDANCY_NONE] = "none",
-    [ENGINE_REDUNDANCY_REPLICA] = "replica",
-    [ENGINE_REDUNDANCY_BACKUP] = "backup"};
-
-const char *session_redundancy(const struct session *session)
-{
-    return session_redundancy_names[session->redundancy];
-}
-
 static int session_parse_redundancy(struct session *session, const json_t *object,
                                     struct reason *reason)
 {
@@ -135,10 +125,10 @@ static int session_parse_redundancy(struct session *session, const json_t *objec
     if (!err && json_object_get(object, "redundancy")) {
         err = session_text(object, "redundancy", true, word, sizeof(word), reason);
     }
-    while (!err && i < 3 && strcmp(word, session_redundancy_names[i]) != 0) {
+    while (!err && *engine_redundancy_name(i) && strcmp(word, engine_redundancy_name(i)) != 0) {
         i++;
     }
-    if (err || i == 3) {
+    if (err || !*engine_redundancy_name(i)) {
         return err ? err
                    : reason_set(reason, -EINVAL,
                                 "'redundancy' must be \"none\", \"replica\" or \"backup\"");
@@ -296,7 +286,7 @@ static json_t *session_to_json(const struct session *session)
     }
     return json_pack(
         "{s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:i, s:i, s:i, s:s, s:s, s:I, s:i, s:o, s:o, s:i, s:I}",
-        "state", "split", "redundancy", session_redundancy_names[session->redundancy], "backup",
+        "state", "split", "redundancy", engine_redundancy_name(session->redundancy), "backup",
         session->backup,
         "migration", units_format_uuid(session->migration, migration), "budget",
         (json_int_t)session->budget, "low_watermark", (json_int_t)session->low_watermark,

@@ -4,6 +4,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -43,6 +44,24 @@ class Split:
         expect(status == 0, err)
         return json.loads(out)
 
+    def region(self, index):
+        """What subhost-list tells of the guest's region."""
+        uri = "subhost://" + self.hosts[index].control_path
+        status, out, err = self.cluster.run("subhost-list", "--json", uri)
+        expect(status == 0, err)
+        return json.loads(out)[0]["regions"][0]
+
+    def shown(self, index):
+        """(redundancy, at risk) in subhost-info's table, and at risk in subhost-list's."""
+        uri = "subhost://" + self.hosts[index].control_path
+        status, info, err = self.cluster.run("subhost-info", uri)
+        expect(status == 0, err)
+        status, table, err = self.cluster.run("-q", "subhost-list", uri)
+        expect(status == 0, err)
+        row = re.search(r"^ %s .*$" % self.cluster.uuid, info, re.M).group(0)
+        cells = re.split(r" {3,}", row.strip())
+        return cells[5], cells[6], re.split(r" {3,}", table.strip())[7]
+
     def safe(self):
         wait_until("everything is in two places", 60, lambda: self.stat()["at_risk_bytes"] == 0)
 
@@ -58,6 +77,9 @@ def survives(split):
     expect(split.stat()["redundancy"] in ("replica", "backup"), split.stat())
     split.guest("go")
     time.sleep(0.3)
+    wait_until("the sub-hosts know", 20, lambda: all(split.region(i).get("at_risk") == 0 for i in range(3)))
+    expect(split.region(1)["redundancy"] == split.stat()["redundancy"], split.region(1))
+    expect(split.shown(1) == (split.stat()["redundancy"], "0 B", "0 B"), split.shown(1))
     split.hosts[0].process.kill()
     wait_until("what it had is told as at risk or copied", 20,
                lambda: not split.stat()["subhosts"][0]["connected"])
@@ -74,6 +96,18 @@ def test_replica(cluster):
     survives(split)
     split.hosts[1].process.kill()
     split.runs()
+    # One is left, and has the only copy of everything.
+    wait_until("it knows what is at risk", 20, lambda: split.region(2)["at_risk"] == split.stat()["at_risk_bytes"] > 0)
+    expect(split.shown(2)[0] == "replica" and split.shown(2)[1] == split.shown(2)[2] != "0 B", split.shown(2))
+    split.guest.process.kill()
+
+
+def test_none(cluster):
+    split = Split(cluster, "none")
+    wait_until("the sub-hosts know", 20, lambda: all("redundancy" in split.region(i) for i in range(3)))
+    for i in range(3):
+        region = split.region(i)
+        expect(region["redundancy"] == "none" and region["at_risk"] == region["stored"] > 0, region)
     split.guest.process.kill()
 
 
@@ -113,7 +147,7 @@ def test_refused(cluster):
 
 
 def test(cluster):
-    for part in test_refused, test_replica, test_backup:
+    for part in test_refused, test_none, test_replica, test_backup:
         part(cluster)
         print("ok", part.__name__)
 
