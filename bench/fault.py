@@ -22,14 +22,12 @@ import os
 import statistics
 import subprocess
 import sys
-import threading
 import time
-import uuid as uuidlib
 
 TOP = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
 sys.path.insert(0, os.path.join(TOP, "tests", "lib"))
 from cluster import *  # noqa: F401,F403,E402
-from guestplay import GuestPlay  # noqa: E402
+from splitkit import Split, SwapFile, Zram, cpu_ns  # noqa: E402
 
 RUNS = int(os.environ.get("BENCH_RUNS", "5"))
 PARTS = os.environ.get("BENCH_PARTS", "latency,pageout,busy,bookkeeping,swap,postcopy").split(",")
@@ -62,19 +60,6 @@ def median(values):
     return statistics.median(values)
 
 
-def cpu_ns(pids):
-    """What all threads of processes have used so far, as the scheduler counts it."""
-    total = 0
-    for pid in pids:
-        for task in os.listdir("/proc/%d/task" % pid):
-            try:
-                with open("/proc/%d/task/%s/schedstat" % (pid, task)) as file:
-                    total += int(file.read().split()[0])
-            except (FileNotFoundError, ProcessLookupError):
-                pass
-    return total
-
-
 def switches(pid):
     """How often threads of a process have gone to sleep so far."""
     total = 0
@@ -82,63 +67,6 @@ def switches(pid):
         with open("/proc/%d/task/%s/status" % (pid, task)) as file:
             total += int(re.search(r"^voluntary_ctxt_switches:\s+(\d+)", file.read(), re.M).group(1))
     return total
-
-
-class Split:
-    """A guest of @filled bytes of contents in @size, all of it on one sub-host after its move."""
-
-    def __init__(self, cluster, size, filled, budget, prefetch):
-        self.cluster = cluster
-        self.subhost = cluster.subhost(filled + 256 * MIB)
-        source, self.main = cluster.pager("source"), cluster.pager("main")
-        here = GuestPlay(cluster, source, "source guest", sizes=(size,))
-        self.guest = GuestPlay(cluster, self.main, "guest", incoming=True, sizes=(size,), threads=1)
-        here("fill", 100, 0, filled // PAGE)
-        region, arrival = Control(self.subhost.control_path), Control(self.main.control_path, 60)
-        departure = Control(source.control_path, 60)
-        region.call("region-create", name=cluster.uuid, size=(size + 2 * MIB - 1) & ~(2 * MIB - 1), reserve=filled,
-                    limit=filled + 128 * MIB, ticket="t")
-        subhosts = [{"name": self.subhost.name, "data": self.subhost.data, "ticket": "t",
-                     "control": "unix:" + self.subhost.control_path, "weight": 1,
-                     "export": cluster.uuid + ".t", "limit": filled + 128 * MIB}]
-        migration = str(uuidlib.uuid4())
-        answer = arrival.call("incoming-prepare", uuid=cluster.uuid, migration=migration, ticket="x",
-                              budget=budget, prefetch=prefetch, subhosts=subhosts)
-        departure.call("outgoing-prepare", uuid=cluster.uuid, migration=migration, subhosts=subhosts,
-                       main={"data": answer["data"], "export": answer["export"], "budget": 0})
-        if here("armed") != migration:
-            raise Failure("the source is not armed")
-        waiter = threading.Thread(target=self.guest.good, args=("incoming", migration))
-        waiter.start()
-        here.good("migrate", 1)
-        waiter.join(60)
-        here.good("end", 0)
-        for control in (region, arrival, departure):
-            control.close()
-        here.process.kill()
-        self.pid = self.query()["worker_pid"]
-
-    def query(self):
-        return self.main.guest(self.cluster.uuid)
-
-    def storm(self, threads, first, n, step=1, write=0):
-        return self.guest("storm", threads, write, first, n, step)
-
-    def budget(self, size):
-        self.main.call("set-budget", uuid=self.cluster.uuid, budget=size)
-
-    def shrink(self, size):
-        """Lower the budget; (seconds, CPU seconds, pages that left) until the low watermark is reached."""
-        pids = (self.pid, self.subhost.pid)
-        before, cpu, start = self.query(), cpu_ns(pids), time.monotonic()
-        self.budget(size)
-        wait_until("page-out is done", 60, lambda: self.query()["resident"] <= size, 0.005)
-        took, after = time.monotonic() - start, self.query()
-        pages = sum(after[what] - before[what] for what in ("page_outs", "clean_drops"))
-        return took, (cpu_ns(pids) - cpu) / 1e9, pages
-
-    def check(self):
-        self.guest.check()
 
 
 # ---- latency ----
@@ -318,42 +246,6 @@ def part_bookkeeping():
 
 
 # ---- swap ----
-
-class Zram:
-    """A zram device of our own as swap."""
-
-    def __init__(self, size):
-        with open("/sys/class/zram-control/hot_add") as file:
-            self.number = int(file.read())
-        self.path = "/dev/zram%d" % self.number
-        with open("/sys/block/zram%d/disksize" % self.number, "w") as file:
-            file.write(str(size))
-        subprocess.run(["mkswap", self.path], check=True, stdout=subprocess.DEVNULL)
-        subprocess.run(["swapon", "-p", "100", self.path], check=True)
-
-    def close(self):
-        subprocess.run(["swapoff", self.path], check=True)
-        with open("/sys/block/zram%d/reset" % self.number, "w") as file:
-            file.write("1")
-        with open("/sys/class/zram-control/hot_remove", "w") as file:
-            file.write(str(self.number))
-
-
-class SwapFile:
-    """A file on the disk as swap."""
-
-    def __init__(self, size):
-        self.path = os.path.join(BUILD, "bench-fault.swap")
-        with open(self.path, "wb") as file:
-            os.fchmod(file.fileno(), 0o600)
-            os.posix_fallocate(file.fileno(), 0, size)
-        subprocess.run(["mkswap", self.path], check=True, stdout=subprocess.DEVNULL)
-        subprocess.run(["swapon", "-p", "100", self.path], check=True)
-
-    def close(self):
-        subprocess.run(["swapoff", self.path], check=True)
-        os.unlink(self.path)
-
 
 def memory_cgroup():
     """The folder of a memory cgroup of our own, or None where there are none."""

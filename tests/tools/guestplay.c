@@ -19,6 +19,9 @@
  *   discard FIRST N   pages
  *   bench FIRST N S   latency of first touches of N pages, S pages apart
  *   storm T W FIRST N S  the same by T threads in a scattered order, W: 1 to write; and the time it took
+ *   load FILE         a trace of a program (predictor/replay.h); returns its events and pages
+ *   pace              ns that a thousand rounds of the trace's arithmetic take
+ *   trace FIRST N W S play N of its events, each followed by W rounds of arithmetic, for S ms at most (playtrace.h)
  *   drop              close the socket, connect and hand over again
  */
 #include <getopt.h>
@@ -28,6 +31,7 @@
 #include "common/endpoint.h"
 #include "common/handoff_io.h"
 #include "tests/tools/playguest.h"
+#include "tests/tools/playtrace.h"
 
 #define SECONDS 1000000u
 #define MAX_RUNS 1024u
@@ -427,6 +431,33 @@ static json_t *storm(const struct play_storm *what)
                      (json_int_t)latency.max_ns, "elapsed_ns", (json_int_t)elapsed_ns);
 }
 
+static struct trace trace;
+
+static json_t *load(const char *path)
+{
+    struct reason reason;
+    FILE *file = fopen(path, "re");
+
+    trace_free(&trace);
+    if (!file) {
+        return json_pack("{s:i}", "err", -errno);
+    }
+    int err = trace_read(&trace, file, 0, &reason);
+    fclose(file);
+    return err < 0 ? json_pack("{s:i, s:s}", "err", err, "reason", reason.text)
+                   : json_pack("{s:I, s:I, s:I}", "events", (json_int_t)trace.n, "pages",
+                               (json_int_t)trace.n_pages, "touched", (json_int_t)trace.n_touched);
+}
+
+static json_t *play_events(const struct play_trace *what)
+{
+    uint64_t elapsed_ns;
+    uint64_t played = play_trace(play, &trace, what, &elapsed_ns);
+
+    return json_pack("{s:I, s:I, s:I}", "events", (json_int_t)played, "elapsed_ns",
+                     (json_int_t)elapsed_ns, "errors", (json_int_t)play->errors);
+}
+
 static json_t *obey_numbers(const char *line)
 {
     uint64_t a, b, c, d, e;
@@ -435,6 +466,10 @@ static json_t *obey_numbers(const char *line)
                &d, &e) == 5) {
         return storm(&(struct play_storm){
             .n_threads = (unsigned)a, .write = b != 0, .first = c, .n = d, .step = e});
+    }
+    if (sscanf(line, "trace %" SCNu64 " %" SCNu64 " %" SCNu64 " %" SCNu64, &a, &b, &c, &d) == 4) {
+        return play_events(
+            &(struct play_trace){.first = a, .n = b, .work = c, .most_ns = d * 1000000});
     }
     if (sscanf(line, "bench %" SCNu64 " %" SCNu64 " %" SCNu64, &a, &b, &c) == 3) {
         struct play_latency latency = play_bench(play, a, b, c);
@@ -480,6 +515,10 @@ static json_t *obey(char *line)
         return wait_armed();
     } else if (strcmp(line, "drop") == 0) {
         return drop();
+    } else if (strcmp(line, "pace") == 0) {
+        return json_real(play_pace());
+    } else if (strncmp(line, "load ", 5) == 0) {
+        return load(line + 5);
     } else if (strncmp(line, "incoming ", 9) == 0) {
         return arrive(line + 9);
     } else if (strncmp(line, "mode ", 5) == 0) {
