@@ -129,6 +129,30 @@ def test_target_killed_in_mid_copy():
         shutil.rmtree(state)
 
 
+def test_hog_with_a_replica():
+    """Both copies of a slab are never on one sub-host, and in the end there are two of each again."""
+    with guest(4, redundancy="replica", remote=60) as (play, hosts, controls, group):
+        at_risk = lambda: sum(s["at_risk"] for s in play("stats")["engine"]["subhosts"])
+        play("mode", "random")
+        eventually(lambda: at_risk() == 0, "what has arrived is in two places", 60)
+        play("go")
+        held = stored(controls[0])
+        assert held > 8 * MIB, held
+        group.eat(BIG_HOG)
+
+        def given_back():
+            assert play("pages")["doubled"] == 0
+            return not stored(controls[0])
+        eventually(given_back, "all was given back", 60)
+        stats = play.play(1)
+        assert play("pages")["doubled"] == 0 and stats["engine"]["slabs_given_back"] > 0, stats
+        assert not play.event("PAGES_LOST"), play.events
+        eventually(lambda: at_risk() == 0, "everything is in two places", 60)
+        stats = play.check()
+        assert stats["lost"] == 0 and stats["engine"]["lost_pages"] == 0, stats
+        print("%d MiB were given back; longest access %.0f ms" % (held // MIB, stats["longest_us"] / 1000))
+
+
 def test_nowhere_else():
     # What the other one cannot take comes back to the main host while there is room, and no further.
     with guest(2, limit=44 * MIB, budget="36M", low="28M", high="32M") as (play, hosts, controls, group):

@@ -57,6 +57,9 @@ class GuestPlay:
         before = self("stats")["checks"]
         self("go")
         time.sleep(seconds)
+        deadline = time.monotonic() + 60  # a worker may have to be followed by another first
+        while self("stats")["checks"] < before + 100 and time.monotonic() < deadline:
+            time.sleep(0.05)
         self("halt")
         stats = self("stats")
         if stats["checks"] < before + 100 or stats["errors"] or stats["lost"]:

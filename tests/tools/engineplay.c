@@ -462,7 +462,12 @@ static json_t *count_pages(void)
         json_array_append_new(subhosts, json_pack("{s:I, s:I}", "remote", (json_int_t)remote,
                                                   "clean", (json_int_t)clean));
     }
-    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:o}", "untouched",
+    uint64_t doubled = 0; /* chunks with both copies in one place */
+    for (uint64_t chunk = 0; chunk < map.n_chunks; chunk++) {
+        uint8_t second = pagemap_home(&map, chunk, 1);
+        doubled += second != PAGEMAP_NO_SUBHOST && second == pagemap_home(&map, chunk, 0);
+    }
+    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o}", "doubled", (json_int_t)doubled, "untouched",
                      (json_int_t)counts.untouched, "local", (json_int_t)counts.local, "remote",
                      (json_int_t)counts.remote, "clean", (json_int_t)counts.clean, "lost",
                      (json_int_t)counts.lost, "busy", (json_int_t)counts.busy, "subhosts",
