@@ -263,6 +263,10 @@ bench-rate: deps  ## a program's rate with half of its memory on a sub-host, bes
 	@$(MAKE) --no-print-directory -j$$(nproc) tools
 	@BUILD=$(B) /usr/bin/python3 bench/rate.py
 
+bench-sampling: deps  ## what access sampling costs the guest while it is on, and after it
+	@$(MAKE) --no-print-directory -j$$(nproc) tools
+	@BUILD=$(B) /usr/bin/python3 bench/sampling.py
+
 bench-rdma: deps  ## a remote fault by RDMA beside its floor and TCP, in the lab
 	@$(MAKE) --no-print-directory -j$$(nproc) tools
 	@QEMU=$$(qemu-patches/build.sh) && export QEMU && BUILD=$(B) /usr/bin/python3 bench/bench_rdma.py
@@ -288,6 +292,6 @@ help:  ## print the targets
 
 .PHONY: all tools deps build-deps qemu check unit check-unit check-integration check-e2e check-lab \
         check-libvirt check-package check-asan check-tsan lint fuzz fuzzers demo bench-migrate bench-sparse bench-mover \
-        bench-placement bench-predict bench-fault bench-rate bench-rdma install uninstall deb clean help
+        bench-placement bench-predict bench-fault bench-rate bench-sampling bench-rdma install uninstall deb clean help
 .SECONDARY:
 -include $(shell find $(B) $(B)-fuzz -name '*.d' 2>/dev/null)
