@@ -27,6 +27,17 @@ def cpu_ns(pids):
     return total
 
 
+def waited_s(pid, name):
+    """Seconds that the threads of a process with this name were ready and had no processor: others had it."""
+    total = 0
+    for task in os.listdir("/proc/%d/task" % pid):
+        folder = "/proc/%d/task/%s/" % (pid, task)
+        with open(folder + "comm") as comm, open(folder + "schedstat") as schedstat:
+            if comm.read().strip() == name:
+                total += int(schedstat.read().split()[1])
+    return total / 1e9
+
+
 class Split:
     """A guest of up to @filled bytes of contents in @size, which may have @budget on its main host after its move.
 

@@ -2,12 +2,16 @@
 /*
  * sample.c - which memory an unsplit guest touches
  *
- * Each period QEMU zaps all that is present (in a thread of its own here, for it waits for QEMU); a
- * chunk that is touched then raises a MINOR fault, upon which all of it that is in the memfd is
- * mapped again, so a chunk costs one fault a period.  Faults on holes are not registered: the kernel
- * answers them as if we were not there.
+ * Each period QEMU zaps a window of 64 pages of each 2 MiB chunk that has contents (in a thread of its own
+ * here, for it waits for QEMU).  A window that is touched then raises a MINOR fault, upon which all of it that is in
+ * the memfd is mapped again, so a chunk costs one short fault a period.  It is another window each time: what is
+ * touched all over is seen at once, a single hot page within some periods.  To zap whole chunks showed it at
+ * once, too, but vCPUs then waited while 512 pages at a time were mapped again, for a tenth of their time and more.
  *
- * Stopping unregisters, which wakes whoever waits, so nothing is left behind.
+ * Periods become longer where faults would still take more than SAMPLE_COST of a vCPU's time.
+ *
+ * Faults on holes are not registered: the kernel answers them as if we were not there.  Stopping unregisters,
+ * which wakes whoever waits, so nothing is left behind.
  */
 #include "uffd-pager/sample.h"
 
@@ -22,10 +26,14 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "common/urgent.h"
 #include "uffd-pager/uffd_abi.h"
 
 #define SAMPLE_EVENTS 32u
 #define SAMPLE_RANGES 512u
+#define SAMPLE_WINDOW (64 * PAGE_BYTES)
+#define SAMPLE_COST 66u     /* one part of so many: 1.5 % */
+#define SAMPLE_WAKE_US 15u /* of a fault, before we read it and after we answered */
 
 struct sample {
     struct sample_config config;
@@ -34,6 +42,8 @@ struct sample {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     bool stop; /* guarded by lock */
+    uint64_t round;            /* zap thread only: which windows */
+    _Atomic uint64_t cost_us;  /* what vCPUs have waited for us, about */
     _Atomic unsigned periods;
     _Atomic uint64_t accessed;
     uint8_t *seen; /* [chunks]; fault thread only */
@@ -54,8 +64,20 @@ static int sample_zap_now(struct sample *sample)
     return n ? sample->config.zap(sample->config.opaque, ranges->range, n) : 0;
 }
 
-static int sample_zap_range(struct sample *sample, const struct layout_block *block, off_t from,
-                            off_t to)
+/* The window of @chunk, a place in the file, that is zapped this time; @data: where the chunk has contents. */
+static off_t sample_window(const struct sample *sample, const struct layout_block *block, off_t chunk,
+                           off_t data, off_t end)
+{
+    uint64_t mixed = (sample->round + (uint64_t)chunk / CHUNK_BYTES) * 5;
+    off_t from = chunk + (off_t)(mixed * SAMPLE_WINDOW % CHUNK_BYTES);
+    off_t found = from < end ? lseek(block->fd, from, SEEK_DATA) : -1;
+
+    data = found >= 0 && found < end ? found : data;
+    return data - (data - chunk) % (off_t)SAMPLE_WINDOW;
+}
+
+static int sample_zap_window(struct sample *sample, const struct layout_block *block, off_t from,
+                             off_t to)
 {
     struct handoff_ranges *ranges = &sample->zap.ranges;
 
@@ -66,33 +88,25 @@ static int sample_zap_range(struct sample *sample, const struct layout_block *bl
     return ranges->n == SAMPLE_RANGES ? sample_zap_now(sample) : 0;
 }
 
-/* Extents in the same 2 MiB are joined: a zapped hole costs nothing. */
+/* Chunks are those of the flat RAM, in which a block begins at a chunk. */
 static int sample_zap_block(struct sample *sample, const struct layout_block *block)
 {
     off_t base = (off_t)block->fd_offset;
     off_t end = base + (off_t)block->size;
-    off_t from = -1;
-    off_t to = -1;
+    int err = 0;
 
-    for (off_t at = base; at < end;) {
+    for (off_t at = base; at < end && err == 0;) {
         off_t data = lseek(block->fd, at, SEEK_DATA);
         if (data < 0 || data >= end) {
             break;
         }
-        off_t hole = lseek(block->fd, data, SEEK_HOLE);
-        hole = hole < 0 || hole > end ? end : hole;
-        if (from >= 0 && data - to > (off_t)CHUNK_BYTES) {
-            int err = sample_zap_range(sample, block, from, to);
-            if (err < 0) {
-                return err;
-            }
-            from = data;
-        }
-        from = from < 0 ? data : from;
-        to = hole;
-        at = hole;
+        off_t chunk = data - (data - base) % (off_t)CHUNK_BYTES;
+        at = chunk + (off_t)CHUNK_BYTES < end ? chunk + (off_t)CHUNK_BYTES : end;
+        off_t from = sample_window(sample, block, chunk, data, at);
+        off_t to = from + (off_t)SAMPLE_WINDOW < at ? from + (off_t)SAMPLE_WINDOW : at;
+        err = sample_zap_window(sample, block, from, to);
     }
-    return from < 0 ? 0 : sample_zap_range(sample, block, from, to);
+    return err;
 }
 
 static int sample_zap_all(struct sample *sample)
@@ -101,25 +115,29 @@ static int sample_zap_all(struct sample *sample)
     int err = 0;
 
     sample->zap.ranges.n = 0;
+    sample->round++;
     for (uint32_t i = 0; i < layout->n_blocks && err == 0; i++) {
         err = sample_zap_block(sample, &layout->block[i]);
     }
     return err < 0 ? err : sample_zap_now(sample);
 }
 
-static bool sample_wait(struct sample *sample)
+/* Wait to the end of the period that began at @began_us. Return: false to end. */
+static bool sample_wait(struct sample *sample, uint64_t began_us)
 {
-    struct timespec at;
-    uint64_t until = units_now_us() + (uint64_t)sample->config.period_ms * 1000;
-    int rc = 0;
+    uint64_t until = began_us + (uint64_t)sample->config.period_ms * 1000;
+    bool go = true;
 
-    at.tv_sec = (time_t)(until / 1000000);
-    at.tv_nsec = (long)(until % 1000000) * 1000;
     pthread_mutex_lock(&sample->lock);
-    while (!sample->stop && rc != ETIMEDOUT) {
-        rc = pthread_cond_timedwait(&sample->changed, &sample->lock, &at);
+    while (go && units_now_us() < until) {
+        struct timespec at = {.tv_sec = (time_t)(until / 1000000),
+                              .tv_nsec = (long)(until % 1000000) * 1000};
+        int rc = pthread_cond_timedwait(&sample->changed, &sample->lock, &at);
+        uint64_t paid = began_us + atomic_load(&sample->cost_us) * SAMPLE_COST;
+        until = rc == ETIMEDOUT && paid > until ? paid : until;
+        go = !sample->stop;
     }
-    bool go = !sample->stop;
+    go = !sample->stop;
     pthread_mutex_unlock(&sample->lock);
     return go;
 }
@@ -129,11 +147,13 @@ static void *sample_zap_main(void *arg)
     struct sample *sample = arg;
 
     do {
+        uint64_t began_us = units_now_us();
+        atomic_store(&sample->cost_us, 0);
         int err = sample_zap_all(sample);
         if (err < 0) {
             log_debug("sampling pauses: %s", strerror(-err));
         }
-        bool go = sample_wait(sample);
+        bool go = sample_wait(sample, began_us);
         if (!go) {
             break;
         }
@@ -175,7 +195,9 @@ static void sample_fault(struct sample *sample, uint64_t address)
     }
     uint64_t flat = block->flat + (address - block->hva);
     uint64_t chunk = flat / CHUNK_BYTES;
-    uint64_t end = (chunk + 1) * CHUNK_BYTES;
+    uint64_t first = flat & ~(SAMPLE_WINDOW - 1);
+    uint64_t end = first + SAMPLE_WINDOW;
+    uint64_t began_us = units_now_us();
     end = end < block->flat + block->size ? end : block->flat + block->size;
     predictor_note(sample->config.predictor, chunk, PREDICTOR_READ);
     if (!sample->seen[chunk]) {
@@ -183,10 +205,11 @@ static void sample_fault(struct sample *sample, uint64_t address)
         atomic_fetch_add(&sample->accessed, 1);
     }
     sample_map(sample, block, layout_file(block, flat), layout_file(block, flat) + (off_t)PAGE_BYTES);
-    sample_map(sample, block, layout_file(block, chunk * CHUNK_BYTES),
+    sample_map(sample, block, layout_file(block, first),
                (off_t)(block->fd_offset + (end - block->flat)));
     /* Mapped in between by another fault: then nobody has woken this one. */
     uffd_wake(sample->config.uffd, address, PAGE_BYTES);
+    atomic_fetch_add(&sample->cost_us, units_now_us() - began_us + SAMPLE_WAKE_US);
 }
 
 static void *sample_fault_main(void *arg)
@@ -195,6 +218,7 @@ static void *sample_fault_main(void *arg)
     struct pollfd pollfd[2] = {{.fd = sample->config.uffd, .events = POLLIN},
                                {.fd = sample->quit, .events = POLLIN}};
 
+    urgent_thread(); /* a vCPU waits for each of these */
     while (poll(pollfd, 2, -1) >= 0 || errno == EINTR) {
         struct uffd_msg messages[SAMPLE_EVENTS];
         if (pollfd[1].revents) {
