@@ -118,14 +118,16 @@ class Group(MemoryGroup):
             self.helper.start()
 
     def help(self, control):
-        limit = os.path.join(self.path, "memory.limit_in_bytes")
+        limit, more = os.path.join(self.path, "memory.limit_in_bytes"), 0
         while not self.ended.wait(0.01):
             with open(control) as file:
-                stuck = "under_oom 1" in file.read()
-            try:
-                write(limit, self.limit + (2 * MIB if stuck else 0))
-            except OSError:  # it has not shrunk yet
-                pass
+                wanted = more + MIB if "under_oom 1" in file.read() else max(0, more - MIB)
+            if wanted != more:
+                try:
+                    write(limit, self.limit + wanted)
+                    more = wanted
+                except OSError:  # it has not shrunk yet
+                    pass
 
     def release(self):
         self.ended.set()
