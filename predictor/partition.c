@@ -12,6 +12,10 @@
  * 4. Empty chunks likewise, by count.  They are never hot: nothing in them was touched, and what
  *    appears in them while the guest moves must not overrun the main host.
  *
+ * Where sub-hosts take memory by slabs, whole (RDMA), the chunks of a slab go to the sub-host of the first
+ * of them as long as it has room: strewn, each slab would take its room on every sub-host.  If the guest
+ * does not fit in this way, it is divided chunk by chunk.
+ *
  * A sub-host of weight 0 is taken only when no other has room.  Chunks are not cut, so a guest that
  * leaves no slack anywhere may be refused although its pages, counted singly, would fit.
  *
@@ -22,6 +26,7 @@
 #include <errno.h>
 #include <stdbool.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "common/units.h"
 #include "predictor/policy.h"
@@ -34,6 +39,8 @@ struct split {
     const struct predictor_partition *want;
     uint8_t *out;
     uint8_t *heat;   /* [n_chunks] as it was when the split began */
+    uint8_t *home;   /* [n_chunks] of each slab: its sub-host + 1, 0: none yet */
+    uint32_t slab_chunks;
     uint32_t *order; /* [n_chunks] the order of the step under way */
     uint64_t room[MAX_SUBHOSTS];
     uint64_t load[MAX_SUBHOSTS]; /* what weights apply to: pages, or chunks in step 4 */
@@ -115,6 +122,21 @@ static int split_choose(const struct split *split, uint64_t room, uint64_t add)
     return best;
 }
 
+/* The same for @chunk, whose slab may have a sub-host already. */
+static int split_choose_near(const struct split *split, uint32_t chunk, uint64_t room, uint64_t add)
+{
+    uint8_t *home = &split->home[chunk / split->slab_chunks];
+
+    if (*home && split->room[*home - 1] >= room) {
+        return *home - 1;
+    }
+    int best = split_choose(split, room, add);
+    if (best >= 0 && !*home && split->slab_chunks > 1) {
+        *home = (uint8_t)(best + 1);
+    }
+    return best;
+}
+
 /* Give the chunks with this flag, hot or cold, their sub-host.  Cold ones must fit. */
 static int split_place(struct split *split, uint8_t flag)
 {
@@ -124,12 +146,12 @@ static int split_place(struct split *split, uint8_t flag)
         if (!pages || (split->out[chunk] & PREDICTOR_HOT) != flag) {
             continue;
         }
-        int sub = split_choose(split, pages, pages);
+        int sub = split_choose_near(split, chunk, pages, pages);
         if (sub < 0) {
             if (!flag) {
                 return -ENOSPC;
             }
-            sub = split_choose(split, 0, pages);
+            sub = split_choose_near(split, chunk, 0, pages);
         }
         split->out[chunk] = (uint8_t)(flag | (unsigned)sub);
         split->load[sub] += pages;
@@ -146,12 +168,30 @@ static void split_place_empty(struct split *split)
     for (uint64_t i = 0; i < split->predictor->n_chunks; i++) {
         uint32_t chunk = split->order[i];
         if (!split->want->present[chunk]) {
-            int sub = split_choose(split, 1, 1);
-            sub = sub < 0 ? split_choose(split, 0, 1) : sub;
+            int sub = split_choose_near(split, chunk, 1, 1);
+            sub = sub < 0 ? split_choose_near(split, chunk, 0, 1) : sub;
             split->out[chunk] = (uint8_t)sub;
             split->load[sub]++;
         }
     }
+}
+
+/* Steps 2 to 4. */
+static int split_cold(struct split *split, uint32_t slab_chunks)
+{
+    split->slab_chunks = slab_chunks;
+    memset(split->home, 0, split->predictor->n_chunks + 1);
+    for (unsigned i = 0; i < split->want->n_subhosts; i++) {
+        split->room[i] = split->want->sub_pages[i];
+        split->load[i] = 0;
+    }
+    split_sort(split, key_size);
+    int err = split_place(split, 0);
+    if (!err) {
+        err = split_place(split, PREDICTOR_HOT);
+        split_place_empty(split);
+    }
+    return err;
 }
 
 int predictor_split(struct predictor *predictor, const struct predictor_partition *partition,
@@ -163,22 +203,20 @@ int predictor_split(struct predictor *predictor, const struct predictor_partitio
     if (partition->n_subhosts < 1 || partition->n_subhosts > MAX_SUBHOSTS) {
         return -EINVAL;
     }
-    for (unsigned i = 0; i < partition->n_subhosts; i++) {
-        split.room[i] = partition->sub_pages[i];
-    }
     split.heat = malloc(predictor->n_chunks + 1);
     split.order = calloc(predictor->n_chunks + 1, sizeof(*split.order));
-    if (split.heat && split.order) {
+    split.home = malloc(predictor->n_chunks + 1);
+    if (split.heat && split.order && split.home) {
         predictor_export(predictor, split.heat);
         split_hot(&split);
-        split_sort(&split, key_size);
-        err = split_place(&split, 0);
-        if (!err) {
-            err = split_place(&split, PREDICTOR_HOT);
-            split_place_empty(&split);
+        err = split_cold(&split, partition->slab_chunks > 1 ? partition->slab_chunks : 1);
+        if (err && partition->slab_chunks > 1) {
+            split_hot(&split);
+            err = split_cold(&split, 1);
         }
     }
     free(split.heat);
     free(split.order);
+    free(split.home);
     return err;
 }

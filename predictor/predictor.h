@@ -57,6 +57,7 @@ struct predictor_partition {
     unsigned n_subhosts;        /* 1 to 127 */
     const uint64_t *sub_pages;  /* [n_subhosts] pages each may hold at most */
     const uint32_t *sub_weight; /* [n_subhosts] share wanted, relative; 0: only when others are full */
+    uint32_t slab_chunks; /* so many sub-hosts take whole: they go together if there is room; 0: no such thing */
 };
 
 /**

@@ -371,11 +371,11 @@ static int prepare_outgoing(struct move *move, struct reason *reason)
     const struct policy *policy = &move->policy;
     /* No bandwidth: QEMU, which hands the pages over, keeps to its own limit. */
     json_t *args =
-        json_pack("{s:s, s:s, s:{s:s, s:s, s:I}, s:o, s:I, s:s, s:s}", "uuid", move->guest.uuid,
+        json_pack("{s:s, s:s, s:{s:s, s:s, s:I}, s:o, s:I, s:I, s:s, s:s}", "uuid", move->guest.uuid,
                   "migration", move->migration, "main", "data", move->main_data, "export",
                   move->main_export, "budget", (json_int_t)move->plan.low_watermark, "subhosts",
                   prepare_subhost_list(move), "connections", (json_int_t)policy->connections,
-                  "predictor", policy->predictor, "compress", policy->compress);
+                  "slab", (json_int_t)policy->slab, "predictor", policy->predictor, "compress", policy->compress);
     int err =
         pager_call(&move->source_pager, "outgoing-prepare", args, NULL, PREPARE_CALL_MS, reason);
     move->outgoing = err == 0;

@@ -186,6 +186,8 @@ static int outgoing_split(struct worker *worker, const json_t *args, json_t *ans
     uint64_t sub_pages[PAGEMAP_MAX_SUBHOSTS];
     uint32_t sub_weight[PAGEMAP_MAX_SUBHOSTS];
     uint64_t budget = 0;
+    uint64_t slab = CHUNK_BYTES;
+    bool whole = false; /* a sub-host that is reached by RDMA takes slabs whole */
     uint8_t *bytes = out->partition;
 
     int err = present && bytes ? 0 : -ENOMEM;
@@ -201,8 +203,12 @@ static int outgoing_split(struct worker *worker, const json_t *args, json_t *ans
         if (!err) {
             err = outgoing_integer(subhost, "weight", 1, 1000000, &weight, reason);
         }
+        whole = whole || json_object_get(subhost, "rdma");
         sub_pages[i] = limit / PAGE_BYTES;
         sub_weight[i] = (uint32_t)weight;
+    }
+    if (!err) {
+        err = outgoing_integer(args, "slab", CHUNK_BYTES, (uint64_t)INT32_MAX + 1, &slab, reason);
     }
     if (!err) {
         guest_present(&worker->layout, present);
@@ -212,6 +218,7 @@ static int outgoing_split(struct worker *worker, const json_t *args, json_t *ans
             .n_subhosts = out->n_subhosts,
             .sub_pages = sub_pages,
             .sub_weight = sub_weight,
+            .slab_chunks = whole ? (uint32_t)(slab / CHUNK_BYTES) : 0,
         };
         err = predictor_split(worker->predictor, &partition, bytes);
         if (err) {

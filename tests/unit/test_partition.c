@@ -302,6 +302,64 @@ static void test_no_address_bias(void **state)
     check_share(low_sub, sub, 0.5, 0.02);
 }
 
+/* On how many sub-hosts there are pages of a slab, on average. */
+static double subhosts_per_slab(const struct guest *g, unsigned slab)
+{
+    unsigned slabs = 0, places = 0;
+
+    for (unsigned first = 0; first < N; first += slab) {
+        bool seen[SUBS_MAX] = {false};
+        for (unsigned i = first; i < first + slab && i < N; i++) {
+            unsigned sub = g->out[i] & ~PREDICTOR_HOT;
+            places += !seen[sub];
+            seen[sub] = true;
+        }
+        slabs++;
+    }
+    return (double)places / slabs;
+}
+
+static void test_slabs_stay_together(void **state)
+{
+    struct guest g;
+
+    (void)state;
+    for (unsigned fullness = 0; fullness < 3; fullness++) {
+        for (unsigned tight = 0; tight < 2; tight++) {
+            double places[2];
+            for (unsigned whole = 0; whole < 2; whole++) {
+                guest_make(&g, 7 + fullness, 8, fullness);
+                g.want.main_pages = g.total / 4;
+                g.want.n_subhosts = 3;
+                g.want.slab_chunks = whole ? 32 : 0;
+                for (unsigned i = 0; i < 3; i++) {
+                    g.weight[i] = i + 1;
+                    /* tight: not 1 % to spare; else by far enough */
+                    g.sub_pages[i] = tight ? g.total * 3 / 4 * (i + 1) / 6 * 101 / 100 : g.total;
+                }
+                assert_int_equal(guest_split(&g), 0);
+                for (unsigned i = 0; i < 3; i++) {
+                    assert_true(g.cold_pages[i] <= g.sub_pages[i]);
+                    double share = (double)g.cold_pages[i] / (double)(g.total - g.hot_pages);
+                    assert_true(share > (i + 1) / 6.0 - 0.08 && share < (i + 1) / 6.0 + 0.08);
+                }
+                places[whole] = subhosts_per_slab(&g, 32);
+                predictor_free(g.predictor);
+            }
+            assert_true(places[0] > 2.8); /* strewn */
+            assert_true(tight ? places[1] < 2 : places[1] == 1);
+        }
+    }
+    /* What only fits chunk by chunk is divided chunk by chunk. */
+    guest_make(&g, 1, 8, 0);
+    g.want.n_subhosts = 2;
+    g.want.slab_chunks = 32;
+    g.weight[0] = g.weight[1] = 1;
+    g.sub_pages[0] = g.sub_pages[1] = g.total / 2;
+    assert_int_equal(guest_split(&g), 0);
+    predictor_free(g.predictor);
+}
+
 static void test_one_tebibyte(void **state)
 {
     const uint64_t n_chunks = (uint64_t)1 << 19;
@@ -342,6 +400,7 @@ int main(void)
         cmocka_unit_test(test_subhost_count),
         cmocka_unit_test(test_determinism),
         cmocka_unit_test(test_no_address_bias),
+        cmocka_unit_test(test_slabs_stay_together),
         cmocka_unit_test(test_one_tebibyte),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
