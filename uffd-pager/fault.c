@@ -13,8 +13,9 @@
  * they find any.
  *
  * Spinning pays only if a core is free: not more than a quarter of the cores spin, it yields, and its
- * time is halved when it brought nothing and doubled when it did.  An answer that is under way is waited for
- * longer than a fault that may never come, and the two times adapt on their own.
+ * time is doubled when what was waited for came soon enough to be spun for, and halved when it did not.  An
+ * answer that is under way is waited for longer than a fault that may never come, and the two times adapt
+ * on their own.
  */
 #include "uffd-pager/fault.h"
 
@@ -440,9 +441,13 @@ static bool fault_spin(struct fault_thread *thread, unsigned spin_us)
     return busy;
 }
 
-static void fault_adapt(unsigned *spin_us, unsigned most, bool hit)
+/*
+ * By how long was waited in all, asleep or not, and not by what was found spinning: a time that has come
+ * below what is waited for finds nothing any more, and would stay there.
+ */
+static void fault_adapt(unsigned *spin_us, unsigned most, uint64_t waited_us)
 {
-    if (hit) {
+    if (waited_us <= most) {
         *spin_us = *spin_us * 2 > most ? most : *spin_us * 2;
     } else if (*spin_us > 2) {
         *spin_us /= 2;
@@ -486,11 +491,12 @@ static void *fault_main(void *arg)
         }
         bool answer = thread->in_flight > 0;
         unsigned *spin_us = answer ? &thread->spin_answer_us : &thread->spin_us;
-        bool hit = fault_spin(thread, *spin_us);
-        fault_adapt(spin_us, engine->config.spin_us * (answer ? FAULT_SPIN_ANSWER : 1), hit);
-        if (!hit) {
+        uint64_t began_us = units_now_us();
+        if (!fault_spin(thread, *spin_us)) {
             fault_sleep(thread);
         }
+        fault_adapt(spin_us, engine->config.spin_us * (answer ? FAULT_SPIN_ANSWER : 1),
+                    units_now_us() - began_us);
     }
     return NULL;
 }
