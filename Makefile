@@ -126,12 +126,17 @@ $(B)/bin/fault-floor: $(B)/bench/fault_floor.o
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^
 
+$(B)/bin/rdma-floor: $(B)/bench/rdma_floor.o $(COMMON_LIB)
+	$(call say,LD,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^ $(LDLIBS)
+
 $(B)/bin/sweep-cost: $(B)/bench/sweep_cost.o $(PREDICTOR_LIB) $(COMMON_LIB)
 	$(call say,LD,$@)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^ $(LDLIBS) -lm
 
-tools: all $(TEST_TOOLS) $(B)/bin/mover-floor $(B)/bin/fault-floor $(B)/bin/sweep-cost
+tools: all $(TEST_TOOLS) $(B)/bin/mover-floor $(B)/bin/fault-floor $(B)/bin/sweep-cost $(if $(filter 1,$(HAVE_RDMA)),$(B)/bin/rdma-floor)
 
 # ---- set-up ----
 

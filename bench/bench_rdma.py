@@ -23,7 +23,7 @@ def main():
     if lab.returncode or not rows:
         print(lab.stdout)
         sys.exit(lab.returncode or "the lab printed no results")
-    print("\n".join(re.findall(r"^ *[\d.]+  (.*; sleeps of .*)$", lab.stdout, re.M)))
+    print("\n".join(re.findall(r"^ *[\d.]+  (.*; sleeps of .*|  READs without a pager.*)$", lab.stdout, re.M)))
     for row in rows:
         print("%(name)-42s ours %(ours)10s   TCP %(peer)10s   floor %(floor)10s   %(unit)s   ratio %(ratio)s "
               "target %(target)s" % row)

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Latency of a remote fault by RDMA and by TCP beside their floor, and what it costs the sub-host.
 
-The floor is one 4 KiB RDMA READ (ib_read_lat's typical time) and one fault answered on this host. All are taken
-in turn, and of each the median of ROUNDS counts.  Lines `bench: {...}` are for bench/bench_rdma.py.
+The floor is one 4 KiB RDMA READ (ib_read_lat's typical time) and one fault answered on this host.  ib_read_lat posts one
+READ right behind the other, which faults cannot be: beside it are a READ after a pause and a fault that a bare loop
+answers by READ and UFFDIO_COPY (bench/rdma_floor.c).  All are taken in turn, and of each the median of ROUNDS counts.
+Lines `bench: {...}` are for bench/bench_rdma.py.
 
 Twice: as shipped, and with fault threads that may spin for as long as a fault takes here, where all is emulated and
 takes ten to thirty times as long as on cards.  ib_read_lat, too, spins for as long as it takes.
@@ -18,6 +20,7 @@ import time
 from rdma_lab import ADDRESS, NAME, RdmaSubhost, eventually, play, with_region
 
 ROUNDS, PAGES = 5, 60
+BARE = {"back": 300, "gap": 100, "fault": 200}  # ways of rdma-floor, and how often
 SPINS = (("as shipped", {}), ("may spin for 20 ms", {"spin_us": 20000}))
 
 
@@ -36,6 +39,13 @@ def read_latency():
     finally:
         server.kill()
         server.wait()
+
+
+def bare(host, way, n):
+    """Microseconds of rdma-floor's p50."""
+    words = [os.path.join(os.environ["BUILD"], "bin", "rdma-floor"), host.rdma, NAME, str(n), way]
+    text = subprocess.run(words, stdout=subprocess.PIPE, check=True, text=True).stdout
+    return json.loads(text)["p50_ns"] / 1000
 
 
 def cpu_ns(pid):
@@ -93,15 +103,22 @@ def compare(one, two, what, options):
         eventually(lambda: all(s["connected"] for s in side.guest("stats")["engine"]["subhosts"]), "links", 60)
         for first in range(1, 3000, 500):
             side.guest("bench", first, 2, 3)
-    reads = []
+    reads, floors = [], {way: [] for way in BARE}
     for _ in range(ROUNDS):
         reads.append(read_latency())
+        for way, n in BARE.items():
+            floors[way].append(bare(one, way, n))
         for side in sides:
             side.round()
     read, copy = statistics.median(reads), statistics.median(local.us)
     print("%s: READ %.1f us, local fault %.1f us; sleeps of guest and pager for a page: RDMA %.1f, TCP %.1f, local %.1f" % (
         what, read, copy, *(side.sleeps / side.pages for side in sides)), flush=True)
     row("remote fault by RDMA, " + what, statistics.median(rdma.us), read + copy, statistics.median(tcp.us), 1.3)
+    median = {way: statistics.median(times) for way, times in floors.items()}
+    print("  READs without a pager: one behind the other %.1f us, after a pause %.1f us; a fault by a bare loop %.1f us; "
+          "the pager's own view of a fault, event to wake: %d us" % (
+              median["back"], median["gap"], median["fault"], rdma.guest("stats")["engine"]["fault_us"]["p50"]), flush=True)
+    row("the same beside a bare loop, " + what, statistics.median(rdma.us), median["fault"])
     row("CPU of the sub-host, " + what, rdma.cpu / rdma.pages / 1000, None, tcp.cpu / tcp.pages / 1000,
         unit="s per million pages")
     for side in sides:
