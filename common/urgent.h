@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* urgent.h - threads for whose answer a guest waits */
+/* urgent.h - threads for whose answer a guest waits, and threads that make way for them */
 #ifndef COMMON_URGENT_H
 #define COMMON_URGENT_H
 
@@ -11,5 +11,13 @@
  * the same.  Older kernels take no notice.
  */
 void urgent_thread(void);
+
+/**
+ * unhurried_thread() - have the calling thread run for long once it runs, and make way for who wakes up
+ *
+ * The opposite: it asks for a long slice.  Its share of the CPU stays the same here, too: work that makes room for
+ * faults must go on where CPUs are short, which it would not if it were nicer.
+ */
+void unhurried_thread(void);
 
 #endif

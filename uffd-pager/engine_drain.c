@@ -19,6 +19,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "common/urgent.h"
 #include "uffd-pager/chunk_move.h"
 #include "uffd-pager/chunk_pull.h"
 #include "uffd-pager/pageout.h"
@@ -404,6 +405,7 @@ static void *drain_main(void *arg)
 {
     struct drain *drain = arg;
 
+    unhurried_thread();
     pthread_mutex_lock(&drain->lock);
     while (!drain->stop) {
         drain->kicked = false;

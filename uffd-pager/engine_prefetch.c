@@ -12,9 +12,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
+#include "common/urgent.h"
 #include "uffd-pager/homes.h"
 #include "uffd-pager/install.h"
 #include "uffd-pager/uffd_abi.h"
@@ -257,6 +257,7 @@ static void *prefetch_main(void *arg)
     struct prefetch *prefetch = arg;
     uint64_t page;
 
+    unhurried_thread();
     while (prefetch_pop(prefetch, &page)) {
         if (!prefetch_over(prefetch)) {
             prefetch_around(prefetch, page);

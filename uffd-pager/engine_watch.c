@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/urgent.h"
 #include "uffd-pager/install.h"
 
 #define WATCH_WINDOWS 512u /* of 64 pages, that wait to be marked */
@@ -152,6 +153,7 @@ static void *watch_main(void *arg)
     struct watch *watch = arg;
     int n;
 
+    unhurried_thread();
     while ((n = watch_pop(watch)) >= 0) {
         for (int i = 0; i < n; i++) {
             watch_mark(watch, &watch->window[i]);

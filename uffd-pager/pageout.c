@@ -19,6 +19,8 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "common/urgent.h"
+
 #define PAGEOUT_TICK_MS 20
 #define PAGEOUT_RX 4096u
 #define PAGEOUT_POLL_KICK UINT64_MAX
@@ -382,6 +384,7 @@ static void *pageout_main(void *arg)
 {
     struct pageout *pageout = arg;
 
+    unhurried_thread();
     while (!engine_over(pageout->engine)) {
         if (!pageout_turn(pageout)) {
             pageout_sleep(pageout);
