@@ -1,8 +1,8 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-# TEST-TIMEOUT: 420
-"""Over real verbs (soft RoCE): a sub-host dies in mid-READ; wrong ticket, RLIMIT_MEMLOCK, quota."""
+# TEST-TIMEOUT: 600
+"""Over real verbs (soft RoCE): a sub-host dies in mid-READ; one of a replica dies; wrong ticket, RLIMIT_MEMLOCK, quota."""
 
 import lab
 
-lab.run("rdma-peer-dies", "rdma-refusals")
+lab.run("rdma-peer-dies", "rdma-replica", "rdma-refusals")
