@@ -213,7 +213,8 @@ static int config_compress(struct mover *mover, const json_t *config, struct rea
 {
     const char *name = json_string_value(json_object_get(config, "compress"));
 
-    adapt_begin(&mover->adapt);
+    long processors = sysconf(_SC_NPROCESSORS_ONLN);
+    adapt_begin(&mover->adapt, processors > 0 ? (unsigned)processors : 1);
     if (!name) {
         return 0;
     }
@@ -224,6 +225,7 @@ static int config_compress(struct mover *mover, const json_t *config, struct rea
                           "'compress' must be none, lz4, zstd or adaptive, and not '%.32s'", name);
     }
     mover->pack_method = method;
+    mover->sample_due = mover->adaptive;
     mover->packing = mover->adaptive || method != PACK_NONE;
     return 0;
 }

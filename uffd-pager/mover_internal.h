@@ -73,6 +73,8 @@
 #define STREAM_BATCH_BYTES (1u << 20)   /* payload of one sendmsg */
 #define STREAM_WINDOW_BYTES (8u << 20)  /* payload in flight */
 #define STREAM_CREDIT_US 20000u         /* of bandwidth that was not used */
+#define MOVER_SAMPLE_BYTES (8u << 20)   /* adaptive compression: between two samples ... */
+#define STREAM_SAMPLE_BYTES (32u << 10) /* ... and bytes of one */
 #define MOVER_RDMA_STAGING (4u << 20)   /* of an RDMA connection */
 
 /* A request that is being put together or has no reply yet. */
@@ -157,6 +159,7 @@ struct mover {
     bool packing;         /* destinations are asked whether they take packs */
     bool adaptive;        /* pack_method follows adapt */
     _Atomic unsigned pack_method; /* enum pack_method */
+    _Atomic bool sample_due;      /* adapt wants to know how the memory packs */
     _Atomic uint64_t under_way;   /* bytes of pages sent and not acknowledged */
     void *partition_file; /* mapped */
     uint64_t partition_size;
@@ -188,6 +191,7 @@ struct mover {
     bool deferring;       /* frames of the next round go to `next` */
     bool stalled;         /* fault injection */
     struct adapt adapt;
+    uint64_t since_sample; /* bytes */
     uint64_t send_time_us; /* bandwidth limit: when the next bytes may go */
 
     pthread_mutex_t data_lock;
@@ -222,6 +226,8 @@ void mover_want_main(struct mover *mover);
 void mover_requeue(struct mover *mover, unsigned kind, uint64_t first, uint64_t count);
 /** mover_done() - pages of the current round need nothing more; @zero: of these, were not sent */
 void mover_done(struct mover *mover, uint64_t pages, uint64_t zero);
+/** mover_sample() - how @length bytes packed, for adapt. Any thread. */
+void mover_sample(struct mover *mover, enum pack_method method, uint64_t length, uint64_t packed, uint64_t ns);
 /** mover_next_round() - if all of a round is done, begin the next. Return: true if all rounds are done. */
 bool mover_next_round(struct mover *mover);
 /** mover_fail() - the migration cannot go on; the first reason stays. Any thread. Return: @err. */

@@ -298,6 +298,28 @@ static void done_fault(const struct mover *mover, uint64_t round)
     }
 }
 
+/* mover.lock held */
+static void queue_adapt(struct mover *mover, uint64_t pages)
+{
+    uint64_t bytes = pages * PAGE_BYTES;
+
+    if (adapt_step(&mover->adapt, bytes, mover_busy_us(mover->totals), atomic_load(&mover->under_way))) {
+        atomic_store(&mover->pack_method, mover->adapt.now);
+    }
+    mover->since_sample += bytes;
+    if (mover->since_sample >= MOVER_SAMPLE_BYTES) {
+        mover->since_sample = 0;
+        atomic_store(&mover->sample_due, true);
+    }
+}
+
+void mover_sample(struct mover *mover, enum pack_method method, uint64_t length, uint64_t packed, uint64_t ns)
+{
+    pthread_mutex_lock(&mover->lock);
+    adapt_sample(&mover->adapt, method, length, packed, ns);
+    pthread_mutex_unlock(&mover->lock);
+}
+
 void mover_done(struct mover *mover, uint64_t pages, uint64_t zero)
 {
     pthread_mutex_lock(&mover->lock);
@@ -305,9 +327,8 @@ void mover_done(struct mover *mover, uint64_t pages, uint64_t zero)
     uint64_t before = atomic_fetch_add(&mover->totals->pages_done, pages);
     mover->outstanding -= pages;
     queue_time(mover);
-    if (mover->adaptive && adapt_step(&mover->adapt, (pages - zero) * PAGE_BYTES, mover_busy_us(mover->totals),
-                                      atomic_load(&mover->under_way))) {
-        atomic_store(&mover->pack_method, mover->adapt.now);
+    if (mover->adaptive) {
+        queue_adapt(mover, pages - zero);
     }
     bool tell = mover->outstanding == 0 ||
                 before / MOVER_REPORT_PAGES != (before + pages) / MOVER_REPORT_PAGES;

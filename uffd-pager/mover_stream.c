@@ -14,6 +14,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "common/racy.h"
@@ -233,6 +234,25 @@ static int stream_room(struct mover_stream *stream, uint64_t payload)
     return err;
 }
 
+static uint64_t stream_cpu_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+/* Pack a little of what is about to be sent by each way; @to has room for it. */
+static void stream_sample(struct mover_stream *stream, const uint8_t *memory, size_t length, uint8_t *to)
+{
+    length = length < STREAM_SAMPLE_BYTES ? length : STREAM_SAMPLE_BYTES;
+    for (unsigned method = PACK_NONE + 1; method < PACK_METHODS; method++) {
+        uint64_t start = stream_cpu_ns();
+        size_t packed = packer_pack(stream->packer, (enum pack_method)method, memory, length, to);
+        mover_sample(stream->mover, (enum pack_method)method, length, packed, stream_cpu_ns() - start);
+    }
+}
+
 /* The payload of a slot: its pages as they are or, if that is less, packed. Return: the command. */
 static uint16_t stream_payload(struct mover_stream *stream, const struct mover_slot *slot,
                                struct iovec *iov)
@@ -242,6 +262,10 @@ static uint16_t stream_payload(struct mover_stream *stream, const struct mover_s
     size_t length = slot->count * PAGE_BYTES;
     size_t packed = 0;
 
+    if (stream->packer && length >= STREAM_SAMPLE_BYTES &&
+        atomic_exchange_explicit(&stream->mover->sample_due, false, memory_order_relaxed)) {
+        stream_sample(stream, memory, length, stream->packs + stream->packs_used);
+    }
     if (method && length <= PACK_MOST) {
         uint8_t *to = stream->packs + stream->packs_used;
         packed = packer_pack(stream->packer, method, memory, length, to);
