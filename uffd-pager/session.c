@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -421,15 +422,46 @@ static int session_keep_region(struct session_subhost *subhost, const char *uuid
     return err;
 }
 
+struct session_keep {
+    struct session_subhost *subhost;
+    const char *uuid;
+    pthread_t thread;
+    bool started;
+    int err;
+    struct reason reason;
+};
+
+static void *session_keep_main(void *arg)
+{
+    struct session_keep *keep = arg;
+
+    keep->err = session_keep_region(keep->subhost, keep->uuid, &keep->reason);
+    return NULL;
+}
+
+/* All at once: the guest stands still meanwhile, and each takes a connection and its TLS handshake. */
 int session_keep_regions(struct session *session, const char *uuid, struct reason *reason)
 {
+    struct session_keep keep[PAGEMAP_MAX_SUBHOSTS];
+    int err = 0;
+
     for (unsigned i = 0; i < session->n_subhosts; i++) {
-        int err = session_keep_region(&session->subhost[i], uuid, reason);
-        if (err) {
-            return err;
+        keep[i] = (struct session_keep){.subhost = &session->subhost[i], .uuid = uuid};
+        keep[i].started = pthread_create(&keep[i].thread, NULL, session_keep_main, &keep[i]) == 0;
+        if (!keep[i].started) {
+            session_keep_main(&keep[i]);
         }
     }
-    return 0;
+    for (unsigned i = 0; i < session->n_subhosts; i++) {
+        if (keep[i].started) {
+            pthread_join(keep[i].thread, NULL);
+        }
+        if (keep[i].err && !err) {
+            err = keep[i].err;
+            *reason = keep[i].reason;
+        }
+    }
+    return err;
 }
 
 void session_delete_regions(const struct session *session, const char *uuid)
