@@ -101,6 +101,8 @@ static void pager_event(void *opaque, const char *name, const json_t *data)
         snprintf(pager->failed, sizeof(pager->failed), HOSTS_GUEST_GONE);
     } else if (strcmp(name, "OVER_BUDGET") == 0) {
         snprintf(pager->over, sizeof(pager->over), "%s", why ? why : "no reason was given");
+    } else if (strcmp(name, "GUEST_SPLIT") == 0) {
+        pager->split = true;
     }
 }
 

@@ -27,6 +27,7 @@ struct pager {
     char uuid[UUID_TEXT_LEN]; /* events about other guests are not ours; "": all are */
     char failed[REASON_LEN];  /* why the move failed, if an event said so */
     char over[REASON_LEN];    /* why the guest goes over its budget, likewise */
+    bool split;               /* it has taken the guest over, likewise */
 };
 
 struct subhost {

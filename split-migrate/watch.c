@@ -20,7 +20,7 @@
 
 #define WATCH_STEP_MS 100
 #define WATCH_QUICK_MS 20       /* at the beginning */
-#define WATCH_SWITCH_MS 5       /* the guest stands still */
+#define WATCH_SWITCH_MS 20      /* the guest stands still: QEMU's events say when to look */
 #define WATCH_QUICK_US 1000000u /* how long the beginning is */
 
 int move_refresh(struct move *move, struct reason *reason)
@@ -252,7 +252,8 @@ static int watch_once(struct move *move, struct reason *reason)
         return 0;
     }
     move->proceeded |= phase == DRIVER_DEVICE;
-    err = move_refresh(move, reason);
+    /* While the guest stands still the processors have better things to do than to answer us. */
+    err = phase == DRIVER_DEVICE ? 0 : move_refresh(move, reason);
     if (phase == DRIVER_FAILED || phase == DRIVER_CANCELLED || phase == DRIVER_IDLE) {
         return watch_failed(move,
                             phase == DRIVER_IDLE ? "source QEMU knows nothing of it"
