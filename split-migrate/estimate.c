@@ -11,7 +11,7 @@
 #include "split-migrate/pace.h"
 
 #define ESTIMATE_FIXED_MS 60.0  /* setting up, and the hand-over */
-#define ESTIMATE_SWITCH_MS 10.0 /* of that, while the guest stands still */
+#define ESTIMATE_SWITCH_MS 30.0 /* of that, while the guest stands still: map, device state, start */
 #define ESTIMATE_ROUNDS 30
 
 void estimate_make(struct estimate *estimate, uint64_t present, uint64_t downtime_ms)
@@ -33,7 +33,7 @@ void estimate_make(struct estimate *estimate, uint64_t present, uint64_t downtim
         double took = send / per_ms;
         total += took;
         send = memory > 0 ? memory * (1 - pow(1 - written / memory, took / 1000)) : 0;
-        pace_step(&pace, round, 0, 0, 0);
+        pace_step(&pace, round, 0, 0, (uint64_t)(total * 1000));
         if (send <= per_ms * (double)pace.downtime_ms) {
             estimate->ends = true;
             estimate->total_ms = (uint64_t)(total + send / per_ms);

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "split-migrate/pace.h"
 
-#define PACE_FIRST_MS 20
+#define PACE_FIRST_MS 8
+#define PACE_PATIENCE 32      /* it doubles when so small a part of the first round is over ... */
+#define PACE_PATIENCE_US 20000u /* ... but not sooner */
 #define PACE_RATE_ROUNDS 2  /* it is known by then how fast it can go */
 #define PACE_RATE_US 20000u /* stretches long enough to mean something */
 #define PACE_FLOW_US 300000u
@@ -44,12 +46,23 @@ static uint64_t pace_bandwidth(const struct pace *pace, uint64_t rounds)
     return pace->flow && rate > 2 * pace->flow ? 2 * pace->flow : rate;
 }
 
-static uint64_t pace_downtime(const struct pace *pace, uint64_t rounds)
+static uint64_t pace_downtime(struct pace *pace, uint64_t rounds, uint64_t now_us)
 {
     uint64_t ms = PACE_FIRST_MS;
 
-    for (uint64_t round = 1; round < rounds && ms < pace->limit_ms; round++) {
-        ms *= 2;
+    if (!pace->begun_us) {
+        pace->begun_us = now_us;
+    }
+    if (rounds >= 2 && !pace->second_us) {
+        pace->second_us = now_us;
+    }
+    if (pace->second_us) {
+        uint64_t step_us = (pace->second_us - pace->begun_us) / PACE_PATIENCE;
+        uint64_t past_us = now_us - pace->second_us;
+        step_us = step_us > PACE_PATIENCE_US ? step_us : PACE_PATIENCE_US;
+        for (; past_us >= step_us && ms < pace->limit_ms; past_us -= step_us) {
+            ms *= 2;
+        }
     }
     return ms < pace->limit_ms ? ms : pace->limit_ms;
 }
@@ -57,13 +70,13 @@ static uint64_t pace_downtime(const struct pace *pace, uint64_t rounds)
 void pace_begin(struct pace *pace, uint64_t limit_ms)
 {
     *pace = (struct pace){.limit_ms = limit_ms};
-    pace->downtime_ms = pace_downtime(pace, 1);
+    pace->downtime_ms = PACE_FIRST_MS < limit_ms ? PACE_FIRST_MS : limit_ms;
 }
 
 bool pace_step(struct pace *pace, uint64_t rounds, uint64_t sent, uint64_t busy_us,
                uint64_t now_us)
 {
-    uint64_t downtime_ms = pace_downtime(pace, rounds ? rounds : 1);
+    uint64_t downtime_ms = pace_downtime(pace, rounds, now_us);
 
     pace_rate(pace, sent, busy_us);
     pace_flow(pace, sent, now_us);

@@ -4,8 +4,10 @@
  *
  * QEMU switches over as soon as what is left fits the downtime limit, so a generous limit costs
  * guests that need little just as much: pages of the first round that are still on their way are
- * left, too, if they fit.  It begins with little, and each round allows twice as much, up to what the
- * operator allows.
+ * left, too, if they fit.  It begins with little.  Once the first round is over, a guest that writes
+ * little needs hardly any time; for one that writes much short downtimes are not to be had, and more
+ * rounds are the same pages once more.  So what is allowed doubles again and again after a small
+ * part of the time the first round took, up to what the operator allows.
  *
  * What fits, QEMU judges by the rate of the last tenth of a second.  That is near zero when there
  * was little to send then (holes, or a guest that writes little), which would keep it from ever
@@ -24,6 +26,8 @@ struct pace {
     uint64_t limit_ms;    /* what the operator allows */
     uint64_t downtime_ms; /* what QEMU is to be told */
     uint64_t bandwidth;   /* bytes/s, likewise; 0: nothing */
+    uint64_t begun_us;    /* when the first and the second round began; 0: not yet */
+    uint64_t second_us;
     uint64_t rate;         /* bytes/s while the pager sends, of late; 0: not known yet */
     uint64_t rate_busy_us; /* when it was last looked at */
     uint64_t rate_sent;

@@ -98,7 +98,7 @@ if not os.path.exists(PROGRAM):
 
 def test_live():
     with Bench() as b:
-        out, _ = b.migrate("--live", "--json", "--bandwidth", "100", "--downtime", "77")
+        out, _ = b.migrate("--live", "--json", "--bandwidth", "100", "--downtime", "7")
         result = json.loads(out)
         assert result["result"] == "completed" and result["reason"] == ""
         assert result["downtime_ms"] == 56 and result["total_time_ms"] == 1234
@@ -121,7 +121,7 @@ def test_live():
         assert b.source.capabilities["pause-before-switchover"] is False
         assert b.destination.capabilities["late-block-activate"] is True
         assert b.source.parameters["max-bandwidth"] == 100 * MIB
-        assert b.source.parameters["downtime-limit"] == 77
+        assert b.source.parameters["downtime-limit"] == 7
         # The regions live on, with what the pagers were told about them.
         incoming = b.arguments["main-pager incoming-prepare"]
         outgoing = b.arguments["source-pager outgoing-prepare"]

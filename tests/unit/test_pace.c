@@ -11,21 +11,40 @@
 
 static void test_downtime(void **state)
 {
+    const uint64_t begin = 5000000;
     struct pace pace;
 
     (void)state;
     pace_begin(&pace, 120);
-    assert_int_equal(pace.downtime_ms, 20);
-    assert_false(pace_step(&pace, 0, 0, 0, 1));
-    assert_false(pace_step(&pace, 1, 0, 0, 2));
-    assert_true(pace_step(&pace, 2, 0, 0, 3));
-    assert_int_equal(pace.downtime_ms, 40);
-    assert_false(pace_step(&pace, 2, 0, 0, 4));
-    assert_true(pace_step(&pace, 7, 0, 0, 5)); /* rounds that were not looked at */
+    assert_int_equal(pace.downtime_ms, 8);
+    assert_false(pace_step(&pace, 0, 0, 0, begin));
+    assert_false(pace_step(&pace, 1, 0, 0, begin + 3000000));
+    /* The first round took 3.2 s. */
+    assert_false(pace_step(&pace, 2, 0, 0, begin + 3200000));
+    assert_false(pace_step(&pace, 9, 0, 0, begin + 3299999));
+    assert_true(pace_step(&pace, 9, 0, 0, begin + 3300000));
+    assert_int_equal(pace.downtime_ms, 16);
+    assert_false(pace_step(&pace, 10, 0, 0, begin + 3399999));
+    assert_true(pace_step(&pace, 10, 0, 0, begin + 3500000));
+    assert_int_equal(pace.downtime_ms, 64);
+    assert_true(pace_step(&pace, 10, 0, 0, begin + 9000000));
     assert_int_equal(pace.downtime_ms, 120);
-    assert_false(pace_step(&pace, UINT64_MAX, 0, 0, 6));
-    pace_begin(&pace, 10);
-    assert_int_equal(pace.downtime_ms, 10);
+    assert_false(pace_step(&pace, UINT64_MAX, 0, 0, begin + 99000000));
+    pace_begin(&pace, 5);
+    assert_int_equal(pace.downtime_ms, 5);
+}
+
+/* A first round of no time is no reason to allow everything at once. */
+static void test_short(void **state)
+{
+    struct pace pace;
+
+    (void)state;
+    pace_begin(&pace, 300);
+    assert_false(pace_step(&pace, 2, 0, 0, 1000000));
+    assert_false(pace_step(&pace, 3, 0, 0, 1019999));
+    assert_true(pace_step(&pace, 4, 0, 0, 1020000));
+    assert_int_equal(pace.downtime_ms, 16);
 }
 
 static void test_rate(void **state)
@@ -82,6 +101,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_downtime),
+        cmocka_unit_test(test_short),
         cmocka_unit_test(test_rate),
         cmocka_unit_test(test_flow),
     };
