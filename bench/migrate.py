@@ -6,7 +6,8 @@
 random     a stopped guest with 2 GiB of random bytes: total time and CPU, against pre-copy,
            multifd 2, 4 and 8, and the floor (bench/mover_floor.c)
 sparse     a 4 GiB guest that uses some 190 MiB
-writing    a guest that rewrites pages at 10, 30 and 60 % of a 400 MiB/s link: total time, MiB sent
+writing    a guest that rewrites pages at 10, 30 and 60 % of a 400 MiB/s link: total time, MiB sent;
+           and what `plan` expected of them, against what happened
 shaped     a stopped guest with 512 MiB of text or of random bytes over 1 and 10 Gbit/s (tbf on the
            loopback of a network namespace): plain and adaptive, against multifd 2 plain and zlib
 downtime   20 moves of a running 512 MiB guest, ours and pre-copy with its default limit: p50 and max
@@ -45,6 +46,14 @@ def against(name, ours, peer, unit, target, floor=None):
         ours <= target * peer)
 
 
+def planned(name, results):
+    """How near plan's estimate came to what happened: the median of the ratios, 0.7 to 1.3."""
+    for what in ("total", "downtime"):
+        ratio = statistics.median(result["planned"][what] / result[what] for result in results)
+        happened = statistics.median(result[what] for result in results)
+        row("%s-planned-%s" % (name, what), happened * ratio, happened, None, "ms", ratio, 1.3, 0.7 <= ratio <= 1.3)
+
+
 def turns(ways, runs, once):
     """@once(way) for each way, @runs times; the order rotates.  Return: {way: [result]}."""
     results = {way: [] for way in ways}
@@ -65,7 +74,9 @@ def median(results, way, what):
 def moved(way, ram, budget, lend, prepare, bandwidth=UNLIMITED, **guest):
     with Cluster() as cluster:
         move = Move(cluster, way, ram, budget, lend, prepare, **guest)
+        planned = move.plan(bandwidth) if way == "ours" and bandwidth < UNLIMITED else None
         result = move.run(bandwidth)
+        result["planned"] = planned
         if guest.get("kernel", True):
             move.destination.expect_sweep()
             move.destination.check_clean()
@@ -118,6 +129,7 @@ def part_writing():
         for what, unit in (("total", "ms"), ("sent", "MiB")):
             best = min(median(results, way, what) for way in ("precopy", "multifd-2"))
             against("writing-%d%%-%s" % (percent, what), median(results, "ours", what), best, unit, 1.0)
+        planned("writing-%d%%" % percent, results["ours"])
 
 
 def part_downtime():
@@ -132,7 +144,9 @@ def part_downtime():
     against("downtime-p50", median(results, "ours", "downtime"), median(results, "precopy", "downtime"),
             "ms", 0.5)
     against("downtime-max", most, max(result["downtime"] for result in results["precopy"]), "ms", 0.5)
-    row("downtime-max-below", most, 60, None, "ms", most / 60, 1.0, most < 60)
+    for name, ours in (("p50", median(results, "ours", "downtime")), ("max", most)):
+        row("downtime-%s-below" % name, ours, 60, None, "ms", ours / 60, 1.0, ours < 60)
+    against("running-cpu", median(results, "ours", "cpu"), median(results, "precopy", "cpu"), "s", 1.0)
 
 
 def part_shaped():

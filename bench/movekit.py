@@ -77,6 +77,18 @@ class Move:
         prepare(self.source)
         have_memory(ram)
 
+    def plan(self, bandwidth):
+        """What `split-migrate plan` expects of the move: total and downtime in ms."""
+        for guest in self.source, self.destination:
+            wait_until("the hand-off of %s" % guest.name, 30, guest.handed_over)
+        status, out, err = self.cluster.run("plan", "--json", "--policy", self.policy, "--bandwidth",
+                                            "%dKiB" % (bandwidth // 1024), self.source.uri(),
+                                            self.destination.uri())
+        estimate = json.loads(out)["estimate"] if status == 0 else {}
+        if not estimate.get("ends"):
+            raise Failure("plan sees no end of the move: %s%s" % (out, err))
+        return {"total": estimate["total_time_ms"], "downtime": estimate["downtime_ms"]}
+
     def run(self, bandwidth=UNLIMITED):
         """@bandwidth: bytes a second at most.  Return: the measured move."""
         before = cpu_seconds(self.cluster)
