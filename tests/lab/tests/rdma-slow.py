@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A slow and lossy link to the sub-hosts, 50 ms and 1 % either way, under page-in and page-out, with each page there
-once or twice: no error.
+once or twice, or there and in a backup: no error.
+
+With a replica both sub-hosts are reached by TCP: on a busy machine soft RoCE gives connections up on such a wire, and
+after some of that makes no more, while a replica needs both for each page that leaves.
 """
 
 import time
 
 from rdma_lab import NAME, RdmaSubhost, eventually, play, with_region
-from wire import HERE, slow, wire
+from wire import HERE, slow, verbs, wire
 
-PAGES = 40  # that come in and go out at least
+PAGES = 20  # that come in and go out at least
 
 
 class FarSubhost(RdmaSubhost):
@@ -35,12 +38,13 @@ def load(guest, what):
         (after["checks"] - before["checks"]) / took, after["longest_us"] / 1000), flush=True)
 
 
-def test(redundancy):
+def test(redundancy, **options):
     print("redundancy %s" % redundancy, flush=True)
+    by_tcp = lambda host: "%s,%s" % (host.far_tcp, NAME)
     with FarSubhost() as one, FarSubhost() as two, with_region(one) as rdma, with_region(two) as tcp, \
-            play([one.place(), "%s,%s" % (two.far_tcp, NAME)], budget="4M", low="2M", high="3M", lost_ms=20000,
-                 redundancy=redundancy) as guest:
-        eventually(lambda: all(s["connected"] for s in guest("stats")["engine"]["subhosts"]), "links", 60)
+            play([by_tcp(one) if redundancy == "replica" else one.place(), by_tcp(two)], budget="4M", low="2M",
+                 high="3M", lost_ms=20000, redundancy=redundancy, **options) as guest:
+        eventually(lambda: all(s["connected"] for s in guest("stats")["engine"]["subhosts"]), "links", 120)
         if redundancy != "none":
             eventually(lambda: not any(s["at_risk"] for s in guest("stats")["engine"]["subhosts"]),
                        "all is there twice", 100)
@@ -55,11 +59,14 @@ def test(redundancy):
         assert stats["errors"] == 0 and stats["lost"] == 0 and stats["engine"]["lost_pages"] == 0, stats
         assert not guest.event("PAGES_LOST"), guest.events
         assert tcp.call("stats")["reads"] > served[1]
-        # To make a second copy the sub-hosts read from each other.
-        assert rdma.call("stats")["reads"] == served[0] or redundancy != "none"
+        # What is read one-sidedly the server does not count.
+        assert rdma.call("stats")["reads"] == served[0] or redundancy == "replica"
 
 
 wire()
 test("none")
+verbs(again=True)
 test("replica")
+verbs(again=True)
+test("backup", backup="/tmp/guest.backup")
 print("ok")

@@ -34,7 +34,7 @@ def wire():
         ip("addr add %s/32 dev %s" % (own, card))
         ip("rule add pref 1 iif %s to %s lookup local" % (card, own))
         ip("rule add pref 2 to %s lookup %d" % (other, table))
-        run("/usr/bin/rdma", "link", "add", "rx" + card, "type", "rxe", "netdev", card)
+    verbs()
     with open("/proc/sys/net/ipv4/conf/all/rp_filter", "w") as file:
         file.write("0")
     for card, own, other, table, far in ("w0", HERE, THERE, 101, "w1"), ("w1", THERE, HERE, 102, "w0"):
@@ -42,6 +42,14 @@ def wire():
         ip("neigh replace %s lladdr %s dev %s nud permanent" % (other, mac(far), card))
     ip("rule add pref 100 lookup local")
     ip("rule del pref 0")
+
+
+def verbs(again=False):
+    """Verbs on both cards; again: as after a reset, for soft RoCE may be at its wits' end after a lossy wire."""
+    for card in "w0", "w1":
+        if again:
+            run("/usr/bin/rdma", "link", "delete", "rx" + card)
+        run("/usr/bin/rdma", "link", "add", "rx" + card, "type", "rxe", "netdev", card)
 
 
 def slow(*words):
