@@ -19,7 +19,6 @@
 #include <string.h>
 #include <time.h>
 
-#include "common/urgent.h"
 #include "uffd-pager/chunk_move.h"
 #include "uffd-pager/chunk_pull.h"
 #include "uffd-pager/pageout.h"
@@ -405,7 +404,6 @@ static void *drain_main(void *arg)
 {
     struct drain *drain = arg;
 
-    unhurried_thread();
     pthread_mutex_lock(&drain->lock);
     while (!drain->stop) {
         drain->kicked = false;

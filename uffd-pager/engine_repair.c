@@ -19,7 +19,6 @@
 #include <string.h>
 #include <time.h>
 
-#include "common/urgent.h"
 #include "uffd-pager/backup.h"
 #include "uffd-pager/chunk_move.h"
 #include "uffd-pager/homes.h"
@@ -306,7 +305,6 @@ static void *repair_main(void *arg)
 {
     struct repair *repair = arg;
 
-    unhurried_thread();
     while (!repair_over(repair)) {
         repair_drop(repair);
         uint64_t began = units_now_us();
