@@ -176,7 +176,7 @@ static int pull_ask(struct puller *puller, unsigned from, unsigned to, json_t *r
     struct link_host *host = &puller->engine->hosts[to];
     char name[sizeof(source->export_name) + TICKET_READING_LEN];
     char data[ENDPOINT_TEXT_LEN];
-    uint64_t serial;
+    uint64_t serial = 0;
 
     int err = ticket_export_reading(source->export_name, name, sizeof(name));
     err = err ? reason_set(reason, err, "no ticket for reading can be made")
