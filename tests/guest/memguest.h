@@ -60,6 +60,9 @@ __attribute__((format(printf, 1, 2))) void say(const char *fmt, ...);
 /** work_fill() - map the memory and write all pages once. Return: false if it could not be had. */
 bool work_fill(void);
 
+/** work_tests() - whether @address is in the memory under test */
+bool work_tests(uintptr_t address);
+
 /** work_start() - start the workers. Return: false if threads could not be had. */
 bool work_start(uint64_t start_ns);
 

@@ -438,6 +438,11 @@ bool work_fill(void)
     return true;
 }
 
+bool work_tests(uintptr_t address)
+{
+    return address - (uintptr_t)memory < (uintptr_t)n_pages * PATTERN_BYTES;
+}
+
 bool work_start(uint64_t start_ns)
 {
     struct sigaction action = {.sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO | SA_NODEFER};
