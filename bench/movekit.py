@@ -79,8 +79,8 @@ class Move:
 
     def plan(self, bandwidth):
         """What `split-migrate plan` expects of the move: total and downtime in ms."""
-        for guest in self.source, self.destination:
-            wait_until("the hand-off of %s" % guest.name, 30, guest.handed_over)
+        self.source.wait_handed_over()
+        self.destination.wait_handed_over()
         status, out, err = self.cluster.run("plan", "--json", "--policy", self.policy, "--bandwidth",
                                             "%dKiB" % (bandwidth // 1024), self.source.uri(),
                                             self.destination.uri())

@@ -25,6 +25,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "bench/latency.h"
 #include "common/nbd_client.h"
 #include "common/nbd_rdma.h"
 
@@ -39,28 +40,6 @@ static void die(const char *what, const char *why)
 {
     fprintf(stderr, "rdma-floor: %s: %s\n", what, why);
     exit(1);
-}
-
-static uint64_t now_ns(void)
-{
-    struct timespec time;
-
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
-}
-
-static int compare(const void *a, const void *b)
-{
-    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
-
-    return x < y ? -1 : x > y;
-}
-
-static void print_latency(uint64_t *took, size_t n)
-{
-    qsort(took, n, sizeof(*took), compare);
-    printf("{\"count\": %zu, \"p50_ns\": %llu, \"p99_ns\": %llu}\n", n, (unsigned long long)took[n / 2],
-           (unsigned long long)took[n - 1 - n / 100]);
 }
 
 /* Return: the page's contents. */

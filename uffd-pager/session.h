@@ -70,7 +70,6 @@ int session_save(const struct session *session, const char *dir);
 /** session_load() - read DIR/session.json. Return: 0, -ENOENT, or another -errno with @reason. */
 int session_load(struct session *session, const char *dir, struct reason *reason);
 
-
 /** session_process_start() - start time of process @pid in clock ticks since boot; 0 if it is not there */
 uint64_t session_process_start(pid_t pid);
 

@@ -24,7 +24,7 @@ def test(cluster):
     policy = cluster.policy(48 * MIB, predictor={"profile-seconds": "0"})
     for attempt in range(ATTEMPTS):
         destination = cluster.guest("dst", main_pager, RAM, incoming=True)
-        wait_until("the destination is attached", 20, destination.handed_over)
+        destination.wait_handed_over()
         status, _, err = cluster.run(
             "migrate", "--live", "--policy", policy, source.uri(), destination.uri(), seconds=60,
             env={"SPLIT_MIGRATE_FAULT": "controller-exit-switchover"})

@@ -49,7 +49,7 @@ class Attempt:
         self.cluster, self.source, self.stage = cluster, source, stage
         self.source_pager, self.main_pager = source_pager, main_pager
         self.destination = cluster.guest("dst", main_pager, RAM, incoming=True)
-        wait_until("the destination is attached", 20, self.destination.handed_over)
+        self.destination.wait_handed_over()
         more = ["--bandwidth", "8MiB"] if stage == "in-a-round" else []
         env = {"SPLIT_MIGRATE_FAULT": "controller-stop-before-round-1"} if stage == "before-round-1" else {}
         self.controller = cluster.command("migrate", "--live", "--policy", cluster.policy(BUDGET),

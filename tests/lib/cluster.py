@@ -281,6 +281,10 @@ class Guest:
         except Failure:
             return False
 
+    def wait_handed_over(self):
+        """QEMU answers before it has handed its memory over."""
+        wait_until("the hand-off of %s" % self.name, 30, self.handed_over)
+
     def uri(self):
         return "qmp:%s?pager=unix:%s" % (self.qmp_path, self.pager.control_path)
 
@@ -499,9 +503,8 @@ class Cluster:
 
     def migrate(self, source, destination, policy, *more, seconds=300, env=None):
         """Split a guest; raises unless it succeeds. Returns split-migrate's JSON."""
-        for guest in source, destination:
-            # QEMU answers before it has handed its memory over.
-            wait_until("the hand-off of %s" % guest.name, 30, guest.handed_over)
+        source.wait_handed_over()
+        destination.wait_handed_over()
         status, out, err = self.run("migrate", "--live", "--json", "--policy", policy, *more,
                                     source.uri(), destination.uri(), seconds=seconds, env=env)
         if status:
