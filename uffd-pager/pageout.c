@@ -353,7 +353,7 @@ static void pageout_sleep(struct pageout *pageout)
             timeout = 0;
         }
     }
-    if (atomic_load(&pageout->engine->trim_chunks) && timeout < 0) {
+    if ((atomic_load(&pageout->engine->trim_chunks) || pageout->full_told) && timeout < 0) {
         timeout = PAGEOUT_TICK_MS;
     }
     for (unsigned i = 0; i < pageout->engine->config.n_subhosts; i++) {

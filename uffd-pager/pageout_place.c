@@ -195,11 +195,11 @@ void place_tell(struct pageout *pageout, bool wanted)
         log_error("page-out has stopped: no sub-host has room for the guest");
         engine_event(engine, "SUBHOSTS_FULL",
                      json_pack("{s:s}", "reason", "no sub-host has room for the guest"));
-    } else if (pageout->full_told && !wanted) {
+    } else if (pageout->full_told && !wanted && !full) {
         pageout->full_told = false;
         log_info("page-out goes on: the guest is within its limits again");
         engine_event(engine, "SUBHOSTS_ROOM",
-                     json_pack("{s:s}", "reason", "sub-hosts have room for the guest again"));
+                     json_pack("{s:s}", "reason", "the guest is within its limits again"));
     }
 }
 
