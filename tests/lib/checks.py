@@ -1,11 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Run the test_* functions of a file: exit 0 if all pass, 77 if all were skipped, 1 otherwise."""
 
+import linecache
+import os
+import re
 import shutil
 import subprocess
 import sys
 import time
 import traceback
+
+# Seconds that a machine which is busy with other things may add to any wait: a deadline is there to
+# find what hangs, and costs nothing as long as nothing does.
+SLOWNESS = 40
 
 
 class Skip(Exception):
@@ -29,12 +36,24 @@ def command(*words, ok=True, **options):
 
 
 def eventually(condition, what, seconds=10):
-    """For facts nobody announces: look until they hold or the time is over."""
-    end = time.monotonic() + seconds
+    """For facts nobody announces: look until they hold or the time is over, and SLOWNESS with it."""
+    end = time.monotonic() + seconds + SLOWNESS
     while not condition():
         if time.monotonic() > end:
-            raise AssertionError("still not so after %s s: %s" % (seconds, what))
+            raise AssertionError("still not so after %s s: %s" % (seconds + SLOWNESS, what))
         time.sleep(0.01)
+
+
+def sentence(error):
+    """One line for an exception: what it says, or for a bare assertion its line and what its names stood for."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    frame, number = next((f for f in reversed(frames) if f[0].f_code.co_filename != __file__), frames[-1])
+    place = "%s:%d" % (os.path.basename(frame.f_code.co_filename), number)
+    if isinstance(error, AssertionError) and not str(error):
+        line = linecache.getline(frame.f_code.co_filename, number).strip()
+        names = [name for name in dict.fromkeys(re.findall(r"[A-Za-z_]\w*", line)) if name in frame.f_locals]
+        return "; ".join(["%s: %s" % (place, line)] + ["%s = %.120r" % (name, frame.f_locals[name]) for name in names])
+    return "%s: %s: %s" % (place, type(error).__name__, " ".join(str(error).split()))
 
 
 def expect(error, function, *args, **kwargs):
@@ -60,8 +79,8 @@ def main(names):
         except Skip as reason:
             skipped += 1
             print("skipped ", name, "-", reason, flush=True)
-        except Exception:
+        except Exception as error:
             failed += 1
-            print("FAILED  ", name, flush=True)
             traceback.print_exc()
+            print("FAILED  ", name, "at", sentence(error), flush=True)
     sys.exit(1 if failed else 77 if skipped and skipped == len(tests) else 0)

@@ -16,7 +16,10 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import uuid as uuidlib
+
+from checks import SLOWNESS, sentence
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 BUILD = os.path.join(ROOT, os.environ.get("BUILD", "build"))
@@ -53,7 +56,11 @@ def patched_qemu():
 
 
 def wait_until(what, seconds, probe, interval=0.02):
-    """Call probe() until it returns something true; what it returned is returned."""
+    """Call probe() until it returns something true; what it returned is returned.
+
+    @seconds: what it may take on a machine that has nothing else to do.
+    """
+    seconds += SLOWNESS
     deadline = time.monotonic() + seconds
     while True:
         result = probe()
@@ -129,7 +136,7 @@ class Daemon:
     def kill(self, number=signal.SIGKILL):
         self.process.send_signal(number)
         if number in (signal.SIGKILL, signal.SIGTERM):
-            self.process.wait(20)
+            self.process.wait(20 + SLOWNESS)
 
 
 class Subhost(Daemon):
@@ -203,6 +210,13 @@ class Pager(Daemon):
             page_map = PageMap(path)
             return page_map if max(page_map.pages) < BUSY else None
         return wait_until("no page is busy", 20, quiet)
+
+    def map_and_extents(self, uuid, fd):
+        """The page map of a stopped guest, and what is resident at that moment: page-out and prefetch may go on."""
+        def still():
+            page_map, extents = self.map(uuid), list(memfd_extents(fd))
+            return (page_map, extents) if self.map(uuid).pages == page_map.pages else None
+        return wait_until("no page is moved", 30, still)
 
 
 class PageMap:
@@ -535,6 +549,10 @@ def main(test):
             test(cluster)
     except (Failure, subprocess.TimeoutExpired, ConnectionError) as failure:
         print("FAIL: %s" % failure)
+        sys.exit(1)
+    except Exception as error:
+        traceback.print_exc()
+        print("FAIL: %s" % sentence(error))
         sys.exit(1)
     print("ok")
 

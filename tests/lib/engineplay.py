@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 
+from checks import SLOWNESS
 from subhost import BUILD, PAGE
 
 ENGINEPLAY = os.path.join(BUILD, "tests", "tools", "engineplay")
@@ -79,7 +80,7 @@ class EnginePlay:
 
     def still_pages(self):
         """Where the pages of a halted guest are, once page-out has come to its end."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 10 + SLOWNESS
         last, pages = None, self("pages")
         while pages["busy"] or pages != last:
             assert time.monotonic() < deadline, pages
@@ -94,7 +95,7 @@ class EnginePlay:
         stats = self("stats")
         assert stats["errors"] == 0, stats
         # Page-out may go on for a moment, so figures that are taken one after the other may disagree at first.
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 10 + SLOWNESS
         while True:
             stats, pages = self("stats"), self("pages")
             counted = stats["engine"].get("resident_counted", stats["resident"])

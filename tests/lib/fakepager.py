@@ -23,6 +23,8 @@ import tempfile
 import threading
 import time
 
+from checks import SLOWNESS, sentence
+
 MAGIC = 0x484D5053
 VERSION = 1
 PAGE = 4096
@@ -175,7 +177,7 @@ class Session:
 
     def wait_for(self, kind, timeout=10, cookie=None, count=1):
         """The body of the count-th message of a kind."""
-        end = time.monotonic() + timeout
+        end = time.monotonic() + timeout + SLOWNESS
         with self.cond:
             while True:
                 bodies = [b for k, c, b in self.seen
@@ -351,7 +353,7 @@ class FakePager:
             self.all.append(Session(self, sock))
 
     def session(self, timeout=10):
-        return self.sessions.get(timeout=timeout)
+        return self.sessions.get(timeout=timeout + SLOWNESS)
 
     def close(self):
         try:
@@ -426,7 +428,7 @@ def check(condition, message):
 
 
 def wait_until(what, predicate, timeout=30, step=0.02):
-    end = time.monotonic() + timeout
+    end = time.monotonic() + timeout + SLOWNESS
     while True:
         value = predicate()
         if value:
@@ -555,7 +557,7 @@ class Qemu:
 
     def end(self, timeout=20):
         """Wait for a QEMU that ends by itself; its exit status."""
-        return self.process.wait(timeout)
+        return self.process.wait(timeout + SLOWNESS)
 
     def kill(self):
         if self.sock:
@@ -720,9 +722,11 @@ def main(tests, needs_userfaultfd=True):
             kill_all()
             logs = "".join(Qemu.ended)
             verdict = f"FAILED: {error}\n{logs}"
-            failed.append(test.__name__)
+            failed.append(f"{test.__name__}: {sentence(error)}")
         finally:
             kill_all()
         print(f"{test.__name__}: {verdict} "
               f"({time.monotonic() - begin:.1f} s)", flush=True)
+    if failed:
+        print("FAILED: " + "; ".join(failed))
     sys.exit(1 if failed else 0)

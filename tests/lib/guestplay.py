@@ -119,7 +119,7 @@ def move(cluster, source, target, here, there, budget=24 * MIB, reserve=64 * MIB
     waiter = threading.Thread(target=there.good, args=("incoming", migration))
     waiter.start()
     here.good("migrate", 2)
-    waiter.join(60)
+    waiter.join()  # its answers have a deadline of their own
     here.good("end", 0)
     for control in regions + [arrival, departure]:
         control.close()

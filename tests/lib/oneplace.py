@@ -50,7 +50,10 @@ def move(cluster, ram, budget, kind, seed, accel="tcg,thread=multi", **sections)
     guest = main_pager.guest(cluster.uuid)
     if destination.status() == "running":
         raise Failure("a stopped guest runs after its move")
-    counts = check(cluster, fd, destination.memfd(), main_pager.map(cluster.uuid), guest)
+    moved = destination.memfd()
+    page_map, extents = main_pager.map_and_extents(cluster.uuid, moved)
+    counts = check(cluster, fd, moved, page_map, extents, guest)
+    os.close(moved)
     print("%s, %d sub-hosts: %s, %d MiB to main, %s to sub-hosts" % (
         kind, len(cluster.subhosts), counts, result["main_bytes"] // MIB,
         [n // MIB for n in result["subhost_bytes"]]), flush=True)
@@ -80,7 +83,7 @@ def regions(cluster, guest):
     return files
 
 
-def check(cluster, source_fd, destination_fd, page_map, guest):
+def check(cluster, source_fd, destination_fd, page_map, extents, guest):
     """Raise Failure at the first page that is in no place or differs; returns counts by place."""
     files = regions(cluster, guest)
     size = os.fstat(source_fd).st_size
@@ -88,7 +91,7 @@ def check(cluster, source_fd, destination_fd, page_map, guest):
     for start, end in memfd_extents(source_fd):
         has_data[start // PAGE:end // PAGE] = b"\1" * ((end - start) // PAGE)
     resident = bytearray(size // PAGE)
-    for start, end in memfd_extents(destination_fd):
+    for start, end in extents:
         resident[start // PAGE:end // PAGE] = b"\1" * ((end - start) // PAGE)
     counts = {"local": 0, "remote": 0, "untouched": 0, "zero_of_untouched": 0}
     for page in range(size // PAGE):

@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import threading
 
+from checks import SLOWNESS
 from nbdpeer import NbdPeer, dial
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -106,7 +107,7 @@ class Subhost:
     def wait_log(self, text, seconds=20):
         with self.changed:
             ended = lambda: self.lines and self.lines[-1] == ""
-            self.changed.wait_for(lambda: text in self.log() or ended(), seconds)
+            self.changed.wait_for(lambda: text in self.log() or ended(), seconds + SLOWNESS)
             assert text in self.log(), "no '%s' in the log:\n%s" % (text, self.log())
 
     def control(self):
@@ -126,7 +127,7 @@ class Subhost:
         if self.alive():
             self.process.send_signal(signal.SIGTERM)
         try:
-            status = self.process.wait(10)
+            status = self.process.wait(10 + SLOWNESS)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()

@@ -15,10 +15,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import traceback
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "lib"))
 
 import cluster as lib  # noqa: E402
+from checks import sentence  # noqa: E402
 from cluster import (CACHE, MIB, Control, Failure, Guest, patched_qemu, program,  # noqa: E402
                      skip, wait_until)
 
@@ -478,5 +480,9 @@ def main(test, **arguments):
         skip(str(missing))
     except (Failure, subprocess.TimeoutExpired, ConnectionError) as failure:
         print("FAIL: %s" % failure)
+        sys.exit(1)
+    except Exception as error:
+        traceback.print_exc()
+        print("FAIL: %s" % sentence(error))
         sys.exit(1)
     print("ok")
