@@ -44,18 +44,29 @@ def blocks(guest):
     found, folder = {}, "/proc/%d/fd" % guest.pid
     for name in os.listdir(folder):
         path = os.path.join(folder, name)
-        if os.readlink(path).startswith("/memfd:memory-backend-memfd"):
-            status = os.stat(path)
-            found[status.st_ino] = status.st_blocks * 512
+        try:
+            if os.readlink(path).startswith("/memfd:memory-backend-memfd"):
+                status = os.stat(path)
+                found[status.st_ino] = status.st_blocks * 512
+        except FileNotFoundError:
+            continue  # closed since the folder was listed
     return found
 
 
 def attached(pager, uuid, **expected):
     """The pager knows the guest again, and says so of it."""
+    seen = {}
+
     def probe():
-        info = pager.guest(uuid)
-        return info["connected"] and all(info[key] == value for key, value in expected.items())
-    wait_until("the pager has it with %s: %s" % (expected, pager.guest(uuid)), 20, probe, 0.05)
+        try:
+            seen.update(pager.guest(uuid))
+        except Failure:
+            return False  # between two workers
+        return seen["connected"] and all(seen[key] == value for key, value in expected.items())
+    try:
+        wait_until("the pager has it with %s" % expected, 20, probe, 0.05)
+    except Failure as failure:
+        raise Failure("%s: %s" % (failure, seen)) from None
 
 
 def test(cluster):

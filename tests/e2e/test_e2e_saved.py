@@ -100,7 +100,8 @@ def test(cluster):
     guest.quit()
     moved.expect_sweep(120)
     moved.check_clean()
-    if third.guest(cluster.uuid)["state"] != "attached" or memfd_blocks(moved.memfd()) < FILL:
+    wait_until("it is attached", 20, lambda: third.guest(cluster.uuid)["state"] == "attached")
+    if memfd_blocks(moved.memfd()) < FILL:
         raise Failure("not whole: %s" % third.guest(cluster.uuid))
     for subhost in cluster.subhosts:
         wait_until("%s is empty" % subhost.name, 20, lambda s=subhost: not s.call("region-list"))

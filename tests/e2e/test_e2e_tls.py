@@ -3,6 +3,7 @@
 """A move with everything over TLS: the controller's connections, hot and cold pages, paging afterwards."""
 
 import os
+import random
 import re
 import socket
 import sys
@@ -15,11 +16,17 @@ RAM, FILL, BUDGET = 256 * MIB, 160 * MIB, 64 * MIB
 
 
 def free_ports(n):
-    socks = [socket.create_server(("127.0.0.1", 0)) for _ in range(n)]
-    ports = [sock.getsockname()[1] for sock in socks]
+    """Below those that the kernel gives to whoever asks for any, who may come before our daemons do."""
+    socks, ports = [], random.sample(range(20000, 32000), 200)
+    while len(socks) < n:
+        try:
+            socks.append(socket.create_server(("127.0.0.1", ports.pop())))
+        except OSError:
+            continue  # in use
+    found = [sock.getsockname()[1] for sock in socks]
     for sock in socks:
         sock.close()
-    return ports
+    return found
 
 
 def tls_policy(cluster, ports, identity):
@@ -58,6 +65,7 @@ def test(cluster):
                                append="memguest.size=%d memguest.rate=3000 memguest.hot=20" % FILL)
         source.wait_log("memguest: ready", 120)
         destination = cluster.guest("dst", pagers[1], RAM, incoming=True)
+        destination.wait_handed_over()
         policy = tls_policy(cluster, ports, admin)
         uris = ["qmp:%s?pager=tls:127.0.0.1:%d" % (guest.qmp_path, port)
                 for guest, port in ((source, ports[2]), (destination, ports[3]))]
