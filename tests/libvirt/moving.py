@@ -40,16 +40,13 @@ def still_at_source(bed, guest):
     wait_until("the guest runs at the source", 20, lambda: guest.state() == "running", 0.1)
     wait_until("the main host is free of it", 20, lambda: not bed.main.guests(), 0.1)
     wait_until("no QEMU at the main host", 20, lambda: not bed.main.pids("qemu-system-x86_64"), 0.1)
-    if guest.state(bed.main):
-        raise Failure("the main host still has the domain")
+    # Who has heard of the end first is nobody's promise: libvirt, the pagers and the sub-hosts.
+    wait_until("the main host has no such domain", 20, lambda: not guest.state(bed.main), 0.1)
     for host in bed.subhosts:
-        wait_until("%s is empty" % host.name, 20, lambda h=host: not h.regions(), 0.1)
-        status = host.status()
-        if status["stored"] or status["reserved"]:
-            raise Failure("%s still holds %s" % (host.name, status))
-    state = bed.source.pager_call("query-guest", uuid=guest.uuid)
-    if state["state"] != "attached":
-        raise Failure("the source's pager: %s" % state)
+        wait_until("%s is empty" % host.name, 20, lambda h=host: not h.regions() and not any(
+            h.status()[key] for key in ("stored", "reserved")), 0.1)
+    wait_until("the source's pager has the whole guest", 20, lambda: bed.source.pager_call(
+        "query-guest", uuid=guest.uuid)["state"] == "attached", 0.1)
     before = guest.reports()
     wait_until("the guest goes on", 20, lambda: guest.reports() >= before + 2, 0.1)
     guest.check_clean()

@@ -19,8 +19,8 @@ from moving import finish, start_move, still_at_source  # noqa: E402
 RAM, FILL, BUDGET = 256 * MIB, 128 * MIB, 64 * MIB
 
 
-def moving(bed, guest, *more):
-    return start_move(bed, guest, BUDGET, "--bandwidth", "4MiB", *more)
+def moving(bed, guest, *more, bandwidth="4MiB"):
+    return start_move(bed, guest, BUDGET, "--bandwidth", bandwidth, *more)
 
 
 def test_domjobabort(bed, guest):
@@ -91,16 +91,11 @@ def test_no_qemu(bed, guest):
 
 
 def test_faster(bed, guest):
-    """What virsh sets in mid-move holds: the move that would take its time is soon over."""
-    process = moving(bed, guest, "--persistent")
+    """What virsh sets in mid-move holds: the move that would take minutes comes to its end before finish() gives up."""
+    process = moving(bed, guest, "--persistent", bandwidth="1MiB")
     bed.source.virsh("migrate-setmaxdowntime", "g1", "2000")
     bed.source.virsh("migrate-setspeed", "g1", "1000")
-    start = time.monotonic()
     finish(process, 0, "")
-    seconds = time.monotonic() - start
-    print("took %.1f s more" % seconds)
-    if seconds > 25:
-        raise Failure("migrate-setspeed did not help: it took %.1f s more" % seconds)
     guest.at(bed.main)
     guest.expect_sweep(120)
     guest.check_clean()

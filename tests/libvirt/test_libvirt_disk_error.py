@@ -94,9 +94,11 @@ def test(bed):
     print("ended with %d: %s" % (process.returncode, err.strip()))
     if process.returncode != 1 or err.count("\n") != 1 or "I/O error" not in err:
         raise Failure("ended with %d: %s%s" % (process.returncode, out, err))
-    reason = state(bed.source, "--reason")
-    if reason != "paused (I/O error)" or state(bed.main):
-        raise Failure("at the source '%s', at the destination '%s'" % (reason, state(bed.main)))
+    where = lambda: (state(bed.source, "--reason"), state(bed.main))
+    try:
+        wait_until("it is at the source alone", 20, lambda: where() == ("paused (I/O error)", ""), 0.1)
+    except Failure as failure:
+        raise Failure("%s: at the source and the destination it is %s" % (failure, where())) from None
     for host in bed.subhosts:
         wait_until("%s is empty" % host.name, 20, lambda h=host: not h.regions(), 0.1)
     wait_until("the main host is free of it", 20, lambda: not bed.main.guests(), 0.1)

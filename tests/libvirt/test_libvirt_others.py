@@ -29,7 +29,7 @@ def lost_destination(bed, guest, late):
     """The destination loses its QEMU: in mid-move, or when all has arrived and before it has run."""
     libvirtd = bed.main.pids("libvirtd")[0]
     process = bed.command("migrate", "--live", "--profile", "0", "--policy", bed.policy(BUDGET),
-                          "--bandwidth", "16MiB", "g1", bed.main.uri)
+                          "--bandwidth", "8MiB", "g1", bed.main.uri)
     wait_until("memory at the sub-hosts", 30, lambda: bed.subhosts[0].status()["stored"], 0.02)
     if late:
         # libvirt's Finish waits for a libvirtd that stands still.

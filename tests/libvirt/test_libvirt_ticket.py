@@ -27,8 +27,11 @@ def move(bed, ticket_seconds, env=None):
 
 
 def stopped(pid):
-    with open("/proc/%d/stat" % pid) as file:
-        return file.read().rsplit(")", 1)[1].split()[0] == "T"
+    try:
+        with open("/proc/%d/stat" % pid) as file:
+            return file.read().rsplit(")", 1)[1].split()[0] == "T"
+    except OSError:
+        return False  # it has ended
 
 
 def test_expired(bed, guest):
