@@ -483,9 +483,10 @@ static int move_home(struct chunk_mover *mover, const struct layout_block *block
 static void move_leave(struct chunk_mover *mover, uint8_t place, uint64_t first, unsigned n)
 {
     struct link_host *host = place == PAGEMAP_BACKUP ? NULL : &mover->engine->hosts[place];
-    bool trouble = host && atomic_load_explicit(&host->trouble_us, memory_order_relaxed);
 
-    if ((trouble || move_write(mover, place, first, n, false) < 0) && host) {
+    if (host && !link_takes(host)) {
+        atomic_store(&host->leftovers, true);
+    } else if (move_write(mover, place, first, n, false) < 0 && host) {
         atomic_store(&host->leftovers, true);
     }
 }
@@ -585,7 +586,7 @@ bool chunk_tidy(struct chunk_mover *mover)
     for (unsigned i = 0; i < engine->config.n_subhosts; i++) {
         struct link_host *host = &engine->hosts[i];
         if (atomic_load(&host->leftovers) && !atomic_load(&host->unsettled) &&
-            !atomic_load(&host->trouble_us) && atomic_exchange(&host->leftovers, false) &&
+            link_takes(host) && atomic_exchange(&host->leftovers, false) &&
             chunk_forget(mover, i, 0, engine->map->n_chunks) < 0) {
             atomic_store(&host->leftovers, true);
         }

@@ -75,7 +75,7 @@ static bool drain_may_take(const struct engine *engine, unsigned index)
     const struct link_host *host = &engine->hosts[index];
 
     return !drain_is_asked(engine, index) &&
-           !atomic_load_explicit(&host->trouble_us, memory_order_relaxed) &&
+           link_takes(host) &&
            !atomic_load_explicit(&host->unclean, memory_order_acquire) &&
            units_now_us() >= atomic_load_explicit(&host->fence_us, memory_order_acquire);
 }
@@ -84,7 +84,7 @@ static bool drain_may_take(const struct engine *engine, unsigned index)
 static bool drain_may_take_later(const struct engine *engine, unsigned index)
 {
     return !drain_is_asked(engine, index) && !drain_may_take(engine, index) &&
-           !link_host_lost(&engine->hosts[index]);
+           !link_host_lost(&engine->hosts[index]) && !link_unwritable(&engine->hosts[index]);
 }
 
 /* Return: false if it does not say in time. */

@@ -5,7 +5,7 @@
  * They are missing when a guest has just arrived (the move puts cold memory on one sub-host), and
  * when a sub-host is lost or comes back empty.  Each round:
  *
- *   drop    a place that cannot be counted on is taken off every chunk that has another
+ *   drop    a place that cannot be counted on, or takes no pages, is taken off every chunk that has another
  *   tell    memory that is on one sub-host and nowhere else is told to the operator, before any is copied
  *   copy    chunk by chunk (chunk_move.c); half of the time belongs to the guest, but a chunk that
  *           page-out waits for comes first and at once (repair_hint())
@@ -117,7 +117,7 @@ static void repair_clean(struct repair *repair, unsigned index)
 {
     struct link_host *host = &repair->engine->hosts[index];
 
-    if (atomic_load(&host->trouble_us) || link_stale(host)) {
+    if (!link_takes(host) || link_stale(host)) {
         return;
     }
     if (chunk_forget(repair->mover, index, 0, repair->engine->map->n_chunks) == 0) {
@@ -131,7 +131,7 @@ static void repair_drop(struct repair *repair)
 
     for (unsigned i = 0; i < engine->config.n_subhosts; i++) {
         struct link_host *host = &engine->hosts[i];
-        if (!homes_good(engine, (uint8_t)i)) {
+        if (!homes_good(engine, (uint8_t)i) || link_unwritable(host)) {
             atomic_store_explicit(&host->unclean, true, memory_order_release);
             repair_drop_host(engine, i);
             atomic_store_explicit(&host->gone, false, memory_order_release);
@@ -178,7 +178,7 @@ static bool repair_may_take(const struct engine *engine, unsigned index)
     const struct link_host *host = &engine->hosts[index];
 
     return homes_stays(engine, index) && !atomic_load(&host->unclean) && !link_stale(host) &&
-           !atomic_load_explicit(&host->trouble_us, memory_order_relaxed) &&
+           link_takes(host) &&
            units_now_us() >= atomic_load_explicit(&host->fence_us, memory_order_acquire);
 }
 
@@ -224,8 +224,10 @@ static bool repair_is_used(const struct engine *engine, uint64_t chunk)
 static bool repair_is_due(const struct engine *engine, uint64_t chunk)
 {
     struct homes homes = homes_of(engine, chunk);
+    bool stuck = homes.n == 1 && homes.place[0] != PAGEMAP_BACKUP &&
+                 link_unwritable(&engine->hosts[homes.place[0]]);
 
-    return homes.n > 0 && homes.n < homes_wanted(engine) && repair_is_used(engine, chunk);
+    return homes.n > 0 && (homes.n < homes_wanted(engine) || stuck) && repair_is_used(engine, chunk);
 }
 
 /*

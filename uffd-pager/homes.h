@@ -4,7 +4,7 @@
  *
  * A place is a sub-host's number or PAGEMAP_BACKUP (common/pagemap.h).  With `replica` a chunk is to
  * have two sub-hosts, with `backup` a sub-host and the backup.  When fewer than two sub-hosts are
- * left (lost, or being emptied), a chunk makes do with one until there is another; a sub-host that is
+ * left (lost, unwritable, or being emptied), a chunk makes do with one until there is another; a sub-host that is
  * merely silent, or full, is waited for.
  */
 #ifndef UFFD_PAGER_HOMES_H
@@ -51,10 +51,10 @@ static inline bool homes_good(const struct engine *engine, uint8_t place)
             !atomic_load_explicit(&engine->hosts[place].gone, memory_order_acquire));
 }
 
-/** homes_stays() - is sub-host @index one to count on, and not to be emptied?  Any thread. */
+/** homes_stays() - is sub-host @index one to count on, that takes pages, and not to be emptied?  Any thread. */
 static inline bool homes_stays(const struct engine *engine, unsigned index)
 {
-    return homes_good(engine, (uint8_t)index) &&
+    return homes_good(engine, (uint8_t)index) && !link_unwritable(&engine->hosts[index]) &&
            !atomic_load_explicit(&engine->hosts[index].draining, memory_order_relaxed);
 }
 

@@ -207,6 +207,10 @@ void link_consume(struct link *link, uint32_t length, bool valid, uint64_t now_u
     if (valid && atomic_load_explicit(&link->host->trouble_us, memory_order_relaxed)) {
         atomic_store_explicit(&link->host->trouble_us, 0, memory_order_release);
     }
+    if (valid && !link->strict &&
+        atomic_load_explicit(&link->host->write_trouble_us, memory_order_relaxed)) {
+        atomic_store_explicit(&link->host->write_trouble_us, 0, memory_order_release);
+    }
 }
 
 bool link_silent(const struct link *link, uint64_t now_us)
@@ -228,6 +232,9 @@ void link_broken(struct link *link, const char *why, uint64_t now_us)
     }
     if (link->owed > 0) {
         link_trouble(host, link->owed_us);
+        if (!link->strict) {
+            link_write_trouble(host, link->owed_us);
+        }
     }
     link_shut(link);
     pthread_mutex_lock(&host->lock);

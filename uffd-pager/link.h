@@ -19,6 +19,12 @@
  * until it answers again.  What then becomes of pages somebody waits for is the policy's
  * word (enum engine_loss): the owners poison them, or keep them waiting, and the guest is
  * stopped as a whole if it touches one (link.h's waited).
+ *
+ * A sub-host may answer READs and yet not be one that pages can be sent to: page-out's connection
+ * cannot be made, for want of connections, of memory for RDMA, of a ticket.  So page-out's link has
+ * trouble of its own, write_trouble_us; whether it is the sub-host's, too, a connection for READs shows
+ * (link_probe()).  When it has lasted lost_after_ms the sub-host is unwritable: told once, its pages
+ * are read there as ever, nothing is sent, and second copies are made elsewhere (engine_repair.c).
  */
 #ifndef UFFD_PAGER_LINK_H
 #define UFFD_PAGER_LINK_H
@@ -55,6 +61,11 @@ struct link_host {
 
     _Atomic uint64_t trouble_us; /* since when; 0: none */
     _Atomic bool lost;
+    _Atomic uint64_t write_trouble_us; /* the same of page-out's connection; 0: none */
+    _Atomic bool unwritable;           /* that has lasted for too long */
+    struct reason why_no_writes;       /* of the last attempt; thread only */
+    uint64_t answered_us;              /* when it was last seen to answer all the same; thread only */
+    uint64_t told_until_us; /* SUBHOST_LOST was the word until then: write trouble begins anew; thread only */
     _Atomic bool refused;    /* the server or the region is not there: its copies may be gone */
     _Atomic unsigned up;     /* links that are connected */
     _Atomic uint64_t lost_pages; /* poisoned, not told yet */
@@ -187,6 +198,9 @@ void link_hosts_stop(struct engine *engine);
 /** link_trouble() - something is wrong since @since_us; any thread */
 void link_trouble(struct link_host *host, uint64_t since_us);
 
+/** link_write_trouble() - page-out's link has trouble since @since_us; any thread */
+void link_write_trouble(struct link_host *host, uint64_t since_us);
+
 /** link_lost_page() - a page of this sub-host was poisoned; the operator is told soon; any thread */
 void link_lost_page(struct link_host *host, bool refused);
 
@@ -205,6 +219,19 @@ bool link_give_up(struct link_host *host);
 static inline bool link_host_lost(const struct link_host *host)
 {
     return atomic_load_explicit(&host->lost, memory_order_acquire);
+}
+
+/** link_unwritable() - has there been no connection to send pages by for too long?  Any thread. */
+static inline bool link_unwritable(const struct link_host *host)
+{
+    return atomic_load_explicit(&host->unwritable, memory_order_acquire);
+}
+
+/** link_takes() - does it seem to take pages now?  Any thread. */
+static inline bool link_takes(const struct link_host *host)
+{
+    return !atomic_load_explicit(&host->trouble_us, memory_order_relaxed) &&
+           !atomic_load_explicit(&host->write_trouble_us, memory_order_relaxed);
 }
 
 /** link_stale() - may WRITEs of a connection that is no more still take effect there?  Any thread. */

@@ -14,6 +14,7 @@
 #include "uffd-pager/uffd_abi.h"
 
 #define LINK_JUDGE_MS 50u
+#define LINK_SETTLED_US 1000000u
 #define LINK_ROOM_MS 500 /* for an answer about room */
 #define LINK_POLL_US 1000000u /* a sub-host that watches its headroom is asked what it wants back */
 #define LINK_POLL_AGAIN_US 5000000u
@@ -27,6 +28,14 @@ void link_trouble(struct link_host *host, uint64_t since_us)
     uint64_t none = 0;
 
     atomic_compare_exchange_strong_explicit(&host->trouble_us, &none, since_us,
+                                            memory_order_acq_rel, memory_order_relaxed);
+}
+
+void link_write_trouble(struct link_host *host, uint64_t since_us)
+{
+    uint64_t none = 0;
+
+    atomic_compare_exchange_strong_explicit(&host->write_trouble_us, &none, since_us,
                                             memory_order_acq_rel, memory_order_relaxed);
 }
 
@@ -184,6 +193,47 @@ static void link_judge_good(struct link_host *host)
     }
 }
 
+/* Is page-out's link up, and has it been for so long that it would have broken again? */
+static bool link_sends_again(struct link_host *host, uint64_t now_us)
+{
+    bool up = false;
+
+    pthread_mutex_lock(&host->lock);
+    for (const struct link *link = host->links; link; link = link->next) {
+        up = up || (!link->strict && !link->wanted &&
+                    now_us > link->made_us + LINK_SETTLED_US + (uint64_t)host->timeout_ms * 1000);
+    }
+    pthread_mutex_unlock(&host->lock);
+    return up;
+}
+
+/* For how long could no pages be sent to a sub-host that answers?  Thread only, without the lock. */
+static void link_judge_writes(struct link_host *host, const char *why, uint64_t now_us)
+{
+    uint64_t since = atomic_load_explicit(&host->write_trouble_us, memory_order_acquire);
+    unsigned patience_ms = host->engine->config.lost_after_ms;
+
+    if (since && link_sends_again(host, now_us)) {
+        atomic_store_explicit(&host->write_trouble_us, 0, memory_order_release);
+        since = 0;
+    }
+    if (!since && link_unwritable(host)) {
+        atomic_store_explicit(&host->unwritable, false, memory_order_release);
+        log_info("pages can be sent to sub-host '%s' again", link_subhost(host)->name);
+        link_event(host, "SUBHOST_WRITABLE", "page-out has a connection to it again");
+    }
+    since = since && since < host->told_until_us ? host->told_until_us : since;
+    if (since && !link_unwritable(host) && now_us > since + (uint64_t)patience_ms * 1000) {
+        atomic_store_explicit(&host->unwritable, true, memory_order_release);
+        log_error("no pages can be sent to sub-host '%s': it answers, but page-out has had no connection "
+                  "to it for %u ms (%s); what it has is read there, %s",
+                  link_subhost(host)->name, patience_ms, why,
+                  host->engine->config.redundancy ? "and second copies are made elsewhere"
+                                                  : "and new pages go elsewhere");
+        link_event(host, "SUBHOST_UNWRITABLE", why);
+    }
+}
+
 /* Look at how long trouble has lasted.  Thread only, without the lock. */
 static void link_judge(struct link_host *host, const char *why, uint64_t now_us)
 {
@@ -196,8 +246,12 @@ static void link_judge(struct link_host *host, const char *why, uint64_t now_us)
         host->demoted = true;
         link_demote(host);
     }
+    if (host->told) { /* says it all; and links come back one after the other */
+        host->told_until_us = now_us;
+    }
     if (since == 0) {
         link_judge_good(host);
+        link_judge_writes(host, host->why_no_writes.text, now_us);
         return;
     }
     if (!host->told && now_us > since + LINK_TELL_US) {
@@ -251,6 +305,40 @@ static bool link_still_there(const struct link_host *host, const struct link *wa
     return false;
 }
 
+/* Does one of its links for READs wait for a connection?  Lock held. */
+static bool link_reads_down(const struct link_host *host)
+{
+    bool down = false;
+
+    for (const struct link *link = host->links; link; link = link->next) {
+        down = down || (link->strict && link->wanted);
+    }
+    return down;
+}
+
+/*
+ * There is no connection to send pages by.  Whether the sub-host is in trouble altogether, another
+ * one for READs shows: those there are may be idle, as the guest need not touch anything there.  If
+ * one of them is down, what becomes of that shows it.
+ * Called with the lock, which is dropped meanwhile.  Return: 1: it answers; 0: it does not; -1: not known.
+ */
+static int link_probe(struct link_host *host)
+{
+    struct channel channel;
+    struct reason reason = {""};
+
+    if (link_reads_down(host)) {
+        return -1;
+    }
+    pthread_mutex_unlock(&host->lock);
+    int err = link_dial(host, true, &channel, &reason);
+    if (!err) {
+        channel_close(&channel);
+    }
+    pthread_mutex_lock(&host->lock);
+    return link_reads_down(host) ? -1 : !err;
+}
+
 /* Called with the lock, which is dropped meanwhile. */
 static void link_connect(struct link_host *host, struct link *link, struct reason *reason)
 {
@@ -260,13 +348,24 @@ static void link_connect(struct link_host *host, struct link *link, struct reaso
     pthread_mutex_unlock(&host->lock);
     uint64_t began = units_now_us();
     int err = channel ? link_dial(host, strict, channel, reason) : -ENOMEM;
-    uint64_t now = units_now_us();
     pthread_mutex_lock(&host->lock);
-    if (err) {
+    int answers = -1;
+    if (err && !strict) {
+        host->why_no_writes = *reason;
+        link_write_trouble(host, began);
+        answers = link_probe(host);
+    }
+    uint64_t now = units_now_us();
+    if (answers > 0) {
+        host->answered_us = now;
+        atomic_store_explicit(&host->trouble_us, 0, memory_order_release);
+    } else if (err) {
         if (err == -ECONNREFUSED || err == -ENOENT) {
             atomic_store_explicit(&host->refused, true, memory_order_relaxed);
         }
-        link_trouble(host, began);
+        /* One that does not answer now may have been silent since page-out's link broke. */
+        uint64_t since = answers == 0 ? atomic_load(&host->write_trouble_us) : began;
+        link_trouble(host, since > host->answered_us ? since : host->answered_us);
     }
     if (!link_still_there(host, link)) {
         if (!err) {
@@ -290,6 +389,9 @@ static void link_connect(struct link_host *host, struct link *link, struct reaso
     /* A handshake is an answer, unless links break right after it. */
     if (link->backoff_ms <= 10 || link_host_lost(host) || host->told) {
         atomic_store_explicit(&host->trouble_us, 0, memory_order_release);
+    }
+    if (!strict && (link->backoff_ms <= 10 || link_unwritable(host))) {
+        atomic_store_explicit(&host->write_trouble_us, 0, memory_order_release);
     }
 }
 
@@ -440,7 +542,7 @@ static void *link_host_main(void *arg)
         if (link || host->stop || atomic_load(&host->ask)) {
             continue;
         }
-        if (host->told || atomic_load(&host->trouble_us) || atomic_load(&host->lost_pages)) {
+        if (host->told || !link_takes(host) || link_unwritable(host) || atomic_load(&host->lost_pages)) {
             uint64_t judge = now + LINK_JUDGE_MS * 1000;
             next = next < judge ? next : judge;
         }
@@ -461,6 +563,7 @@ static void link_host_init(struct link_host *host, struct engine *engine, unsign
     host->engine = engine;
     host->index = index;
     host->poll_us = UINT64_MAX;
+    snprintf(host->why_no_writes.text, sizeof(host->why_no_writes.text), "its connections break");
     pthread_mutex_init(&host->lock, NULL);
     pthread_condattr_init(&attr);
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);

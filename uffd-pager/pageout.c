@@ -102,8 +102,10 @@ static bool pageout_ready(struct pageout *pageout, const struct homes *homes, ui
 static bool pageout_has_copies(const struct pageout *pageout, const struct homes *homes)
 {
     for (unsigned i = 0; i < homes->n; i++) {
-        if (homes->place[i] == PAGEMAP_BACKUP ||
-            link_up(&pageout->hosts[homes->place[i]].link)) {
+        uint8_t place = homes->place[i];
+        const struct link_host *host = place == PAGEMAP_BACKUP ? NULL : &pageout->engine->hosts[place];
+        if (!host || link_up(&pageout->hosts[place].link) ||
+            (link_unwritable(host) && !atomic_load(&host->trouble_us))) {
             return true;
         }
     }

@@ -185,11 +185,15 @@ bool place_chunk(struct pageout *pageout, uint64_t chunk, struct pageout_to *to)
 void place_tell(struct pageout *pageout, bool wanted)
 {
     struct engine *engine = pageout->engine;
-    bool full = engine->config.n_subhosts > 0;
+    bool full = false;
+    bool takes = false;
 
     for (unsigned i = 0; i < engine->config.n_subhosts; i++) {
-        full = full && pageout->now_us < pageout->hosts[i].full_us;
+        bool refuses = pageout->now_us < pageout->hosts[i].full_us;
+        full = full || refuses;
+        takes = takes || (!refuses && !link_unwritable(&engine->hosts[i]));
     }
+    full = full && !takes;
     if (full && wanted && !pageout->full_told) {
         pageout->full_told = true;
         log_error("page-out has stopped: no sub-host has room for the guest");

@@ -1,0 +1,197 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A sub-host can be read, but page-out gets no connection to it: told once, others take the pages, and it comes back."""
+
+import os
+import socket
+import struct
+import sys
+import threading
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
+import checks
+from checks import eventually
+from engineplay import NAME
+from nbdpeer import IHAVEOPT, OPT_GO, dial
+from redundancy import LOST_MS, Guest
+
+GO = IHAVEOPT + struct.pack(">I", OPT_GO)
+
+
+class Gate:
+    """Stands before a sub-host, and while it is shut ends every connection that is not for strict reads."""
+
+    def __init__(self, target):
+        self.target = target
+        self.lock = threading.Lock()
+        self.shut = False
+        self.turned_away = 0
+        self.writers = set()
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.address = "tcp:127.0.0.1:%d" % self.listener.getsockname()[1]
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self):
+        while True:
+            try:
+                client = self.listener.accept()[0]
+            except OSError:
+                return
+            threading.Thread(target=self.serve, args=(client,), daemon=True).start()
+
+    def serve(self, client):
+        server = dial(self.target, timeout=None)
+        threading.Thread(target=self.pump, args=(server, client), daemon=True).start()
+        sent = self.negotiate(client, server)
+        if sent:
+            self.pump(client, server)
+        self.end(client)
+        self.end(server)
+
+    def negotiate(self, client, server):
+        """Pass on what the client says up to the name of its export. Return: may it go on?"""
+        said = b""
+        while True:
+            part = self.receive(client)
+            said += part
+            at = said.find(GO)
+            if not part:
+                return False
+            if at >= 0 and len(said) >= at + 20:
+                length = struct.unpack(">I", said[at + 16:at + 20])[0]
+                if len(said) >= at + 20 + length:
+                    break
+            server.sendall(part)
+        if not said[at + 20:at + 20 + length].endswith(b"/strict"):
+            with self.lock:
+                if self.shut:
+                    self.turned_away += 1
+                    return False
+                self.writers.add(client)
+        server.sendall(part)
+        return True
+
+    @staticmethod
+    def receive(sock):
+        try:
+            return sock.recv(1 << 18)
+        except OSError:
+            return b""
+
+    def pump(self, source, sink):
+        while True:
+            part = self.receive(source)
+            try:
+                if part:
+                    sink.sendall(part)
+                    continue
+            except OSError:
+                pass
+            self.end(source)
+            self.end(sink)
+            return
+
+    @staticmethod
+    def end(sock):
+        try:
+            sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+
+    def close_writers(self):
+        with self.lock:
+            self.shut = True
+            for client in self.writers:
+                self.end(client)
+            self.writers.clear()
+
+    def open_again(self):
+        with self.lock:
+            self.shut = False
+
+
+class Gated(Guest):
+    """Sub-host 1 is behind a gate."""
+
+    def address_of(self, index, address):
+        if index != 1:
+            return address
+        self.gate = Gate(address)
+        return self.gate.address
+
+
+def of(guest, *names):
+    return [e for e in guest.play.events if e["name"] in names]
+
+
+def shut(guest):
+    """Shut the gate under load; the operator is told once, that and nothing else."""
+    play = guest.play
+    guest.gate.close_writers()
+    eventually(lambda: of(guest, "SUBHOST_UNWRITABLE"), "the operator is told", 10 + LOST_MS / 1000)
+    tries = guest.gate.turned_away
+    eventually(lambda: guest.gate.turned_away > tries + 3, "more connections were turned away", 20)
+    assert guest.play("stats")["engine"]["page_ins"] > 0
+    told = of(guest, "SUBHOST_UNWRITABLE", "SUBHOST_WRITABLE", "SUBHOST_LOST", "SUBHOST_BACK")
+    assert [(e["name"], e["subhost"]) for e in told] == [("SUBHOST_UNWRITABLE", "sub1")], play.events
+
+
+def opened(guest, need=lambda: None):
+    """Open it again, under load, and let it be needed: pages go there once more."""
+    writes = guest.regions[1].call("stats")["writes"]
+    guest.gate.open_again()
+    eventually(lambda: of(guest, "SUBHOST_WRITABLE"), "the operator is told", 15)
+    need()
+    guest.play("go")
+    eventually(lambda: guest.regions[1].call("stats")["writes"] > writes, "pages go there again", 40)
+    stats = guest.play.check()
+    assert stats["lost"] == 0 and stats["engine"]["lost_pages"] == 0, stats
+    told = [e["name"] for e in guest.play.events if e.get("subhost") == "sub1"]
+    assert told == ["SUBHOST_UNWRITABLE", "SUBHOST_WRITABLE"], guest.play.events
+
+
+def test_single_copies():
+    with Gated("none", hosts=2, slab="2M", remote=30, ready=False) as guest:
+        shut(guest)
+        play = guest.play
+        held = play("pages")["subhosts"][1]
+        before = play("stats")["engine"]
+        eventually(lambda: play("stats")["engine"]["page_outs"] > before["page_outs"] + 500, "page-out goes on", 20)
+        # What is there is read, and nothing is added.
+        after = play("pages")["subhosts"][1]
+        assert after["remote"] + after["clean"] <= held["remote"] + held["clean"], (held, after)
+        assert play("stats")["engine"]["page_ins"] > before["page_ins"], before
+        play.check()
+        play("go")
+        opened(guest)
+
+
+def test_replica_is_made_elsewhere():
+    with Gated("replica", hosts=3) as guest:
+        def need():
+            """What it has kept is old: it begins anew, as the second place of what another one had."""
+            eventually(lambda: guest.regions[1].region(NAME)["stored"] == 0, "its old copies are gone", 30)
+            guest.accident(0, "kill")
+
+        shut(guest)
+        subhost = lambda: guest.stats()["engine"]["subhosts"][1]
+        eventually(lambda: subhost()["pages"] == 0 and guest.at_risk() == 0, "all is in two places without it", 60)
+        guest.play.check()
+        guest.play("go")
+        opened(guest, need)
+        eventually(lambda: guest.at_risk() == 0, "everything is in two places again", 60)
+
+
+def test_replica_of_two_makes_do_with_one():
+    with Gated("replica", hosts=2) as guest:
+        shut(guest)
+        outs = guest.stats()["engine"]["page_outs"]
+        eventually(lambda: guest.stats()["engine"]["page_outs"] > outs + 500, "page-out goes on", 20)
+        guest.play.check()
+        guest.play("go")
+        opened(guest)
+        eventually(lambda: guest.at_risk() == 0, "everything is in two places again", 60)
+
+
+if __name__ == "__main__":
+    checks.main(globals())
