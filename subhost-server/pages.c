@@ -318,6 +318,9 @@ int region_write_begin(struct region *region, uint64_t offset, uint32_t length, 
         err = populate(region, first, end);
     }
     if (err) {
+        if (pinned < end) {
+            populate(region, first, pinned); /* as in region_write_end() */
+        }
         write_unpin(region, first, pinned, false);
         return err;
     }
