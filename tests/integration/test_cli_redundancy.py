@@ -79,7 +79,7 @@ def survives(split):
     time.sleep(0.3)
     wait_until("the sub-hosts know", 20, lambda: all(split.region(i).get("at_risk") == 0 for i in range(3)))
     expect(split.region(1)["redundancy"] == split.stat()["redundancy"], split.region(1))
-    expect(split.shown(1) == (split.stat()["redundancy"], "0 B", "0 B"), split.shown(1))
+    wait_until("the tables say so", 20, lambda: split.shown(1) == (split.stat()["redundancy"], "0 B", "0 B"))
     split.hosts[0].process.kill()
     wait_until("what it had is told as at risk or copied", 20,
                lambda: not split.stat()["subhosts"][0]["connected"])

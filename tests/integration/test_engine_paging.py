@@ -32,11 +32,10 @@ def test_random_hot_and_scanning_guest():
             play("mode", mode)
             stats = play.play(2)
             assert stats["resident_max"] <= 24 * MIB + SLACK, stats
-            assert stats["checks"] > 1000, stats
+        play("mode", "random")
+        play.play_until(lambda e: e["page_ins"] > 1000 and e["page_outs"] > 1000 and e["clean_drops"] > 100 and
+                        e["zero_drops"] > 10 and e["wp_faults"] > 100 and e["zero_fills"] > 100, "all kinds of paging")
         engine = play.check()["engine"]
-        assert engine["page_ins"] > 1000 and engine["page_outs"] > 1000, engine
-        assert engine["clean_drops"] > 100 and engine["zero_drops"] > 10, engine
-        assert engine["wp_faults"] > 100 and engine["zero_fills"] > 100, engine
         assert engine["lost_pages"] == 0 and engine["install_errors"] == 0, engine
         assert engine["fault_us"]["count"] == engine["page_ins"], engine
         assert 0 < engine["fault_us"]["p50"] <= engine["fault_us"]["p99"], engine
@@ -51,8 +50,7 @@ def test_prefetch_and_small_granule_over_tcp():
             guest([], subhost="%s,11111111-2222-3333-4444-555555555555" % one.tcp, prefetch=64,
                   granule="4K", predictor="fifo") as play:
         play("mode", "scan")
-        stats = play.play(3)
-        assert stats["engine"]["prefetched"] > 1000, stats
+        stats = play.play_until(lambda e: e["prefetched"] > 1000, "pages come before they are asked for")
         assert stats["resident_max"] <= 24 * MIB + SLACK, stats
         play.check()
 
@@ -76,10 +74,8 @@ def test_sampling_maps_again_and_keeps_protection():
     with Subhost(memory="512M") as one, with_region(one, SIZE), \
             guest([one], sample_ms=20, budget="48M", high="40M", low="32M") as play:
         play("mode", "hot")
-        stats = play.play(3)
-        assert stats["engine"]["minor_faults"] > 100, stats
+        play.play_until(lambda e: e["minor_faults"] > 100 and e["wp_faults"] > 10, "sampled, and still protected")
         play.check()
-        assert stats["engine"]["wp_faults"] > 10, stats
 
 
 def test_pages_that_arrived_are_mapped_in_the_background():
@@ -119,7 +115,8 @@ def test_lower_budget_while_running():
         play("go")
         assert play("budget", 16 * MIB, 12 * MIB, 20 * MIB)["err"] < 0
         assert play("budget", 40 * MIB, 30 * MIB, 36 * MIB)["err"] == 0
-        assert play.play(1)["resident_max"] > 20 * MIB
+        play("go")
+        eventually(lambda: play("stats")["resident"] > 20 * MIB, "it takes what it may", 20)
         play.check()
 
 
@@ -129,8 +126,8 @@ def test_fights_over_few_pages():
             guest([one], budget="1M", low="128K", high="512K", local=0, remote=90, threads=6,
                   granule="64K") as play:
         play("work", 0, 300)
-        stats = play.play(3)
-        assert stats["engine"]["page_outs"] > 1000, stats
+        play.play(3)
+        stats = play.play_until(lambda e: e["page_outs"] > 1000, "many fights")
         assert stats["resident_max"] <= 1 * MIB + SLACK, stats
         play.check()
 
@@ -153,11 +150,9 @@ def test_faults_in_crowds_are_answered_by_more_threads():
     with Subhost(memory="512M") as one, with_region(one, SIZE), \
             guest([one], budget="4M", low="1M", high="2M", local=0, remote=90, threads=16,
                   fault_threads=3) as play:
-        before = [runs_of_thread(play.process.pid, "fault-%d" % i) for i in range(3)]
-        stats = play.play(3)
-        runs = [runs_of_thread(play.process.pid, "fault-%d" % i) - before[i] for i in range(3)]
-        assert stats["engine"]["page_ins"] > 1000, stats
-        assert runs[1] > 50, runs
+        before = [runs_of_thread(play.process.pid, "fault-%d" % i) for i in range(2)]
+        play.play_until(lambda e: e["page_ins"] > 1000 and
+                        runs_of_thread(play.process.pid, "fault-1") > before[1] + 50, "the second thread helps")
         play.check()
         assert play("budget", 64 * MIB, 50 * MIB, 60 * MIB)["err"] == 0
         before = runs_of_thread(play.process.pid, "fault-1")
@@ -186,15 +181,18 @@ def test_discarded_pages_are_written_again_under_page_out():
             guest([one], budget="1M", low="128K", high="512K", local=0, remote=90, threads=6,
                   granule="4K") as play:
         play("work", 0, 400)
-        until = time.monotonic() + 5
-        rounds = 0
-        while time.monotonic() < until:
+        began = time.monotonic()
+        rounds = discards = 0
+        while discards <= 5000 or time.monotonic() < began + 5:
+            assert time.monotonic() < began + 60, "only %d discards" % discards
             assert play("discard", rounds * 37 % 380, 7)["err"] == 0
             play("go")
             rounds += 1
+            if rounds % 50 == 0:
+                discards = play("stats")["engine"]["discards"]
         play("halt")
         stats = play("stats")
-        assert stats["engine"]["discards"] > 5000 and stats["engine"]["lost_pages"] == 0, stats
+        assert stats["engine"]["lost_pages"] == 0, stats
         play.check()
         assert control.region("11111111-2222-3333-4444-555555555555")["stored"] <= SIZE
 

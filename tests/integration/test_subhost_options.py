@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 from checks import command, eventually, main
@@ -18,7 +17,7 @@ from subhost import MIB, ROOT, SERVER, Subhost
 
 def refused(*words):
     """Run with bad input; returns the one line it said."""
-    done = command(SERVER, *words, ok=False, timeout=10)
+    done = command(SERVER, *words, ok=False, timeout=60)
     lines = done.stderr.decode().strip().split("\n")
     assert done.stdout == b"" and len(lines) == 1, done
     assert ": error: " in lines[0], lines
@@ -97,13 +96,6 @@ def test_help_and_man_page_agree():
     assert re.fullmatch(r"subhost-server \d+\.\d+\.\d+\n", version)
 
 
-def stop_limit():
-    """Seconds to stop: 1, but sanitizers have their own work to do at the end."""
-    with open(SERVER, "rb") as file:
-        program = file.read()
-    return 10 if b"__asan_init" in program or b"__tsan_init" in program else 1
-
-
 def test_start_and_stop():
     for number in (signal.SIGTERM, signal.SIGINT):
         host = Subhost()
@@ -112,10 +104,8 @@ def test_start_and_stop():
             with open(host.pidfile) as file:
                 assert int(file.read()) == host.process.pid
             idle, peer = host.peer(), host.peer("r")
-            begin = time.monotonic()
             host.process.send_signal(number)
-            assert host.process.wait(5) == 0
-            assert time.monotonic() - begin < stop_limit(), "it took too long"
+            assert host.process.wait(30) == 0, host.log()
             assert peer.until_closed() == b""
             idle.close()
             peer.close()
@@ -133,7 +123,7 @@ def test_exit_with_parent():
                                    "import subprocess,sys; subprocess.Popen(sys.argv[1:]); input()"]
                                   + words, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
         eventually(lambda: os.path.exists(pidfile), "the server runs")
-        parent.communicate(b"\n", 10)
+        parent.communicate(b"\n", 60)
         eventually(lambda: not os.path.exists(pidfile), "the server has stopped")
 
 

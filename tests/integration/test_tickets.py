@@ -73,7 +73,7 @@ def test_the_maker_has_left():
 
 def test_a_ticket_opens_for_a_while_only():
     with Subhost() as host, host.control() as control:
-        control.call("region-create", name="g", size=MIB, ticket="first", ticket_seconds=1)
+        control.call("region-create", name="g", size=MIB, ticket="first", ticket_seconds=3)
         with host.peer("g.first") as early:
             eventually(lambda: refused(host.unix, "g.first") == ERR_POLICY, "the ticket expires")
             early.write(0, b"a" * PAGE)  # what was opened in time goes on

@@ -8,7 +8,7 @@ import subprocess
 import threading
 import time
 
-from checks import SLOWNESS
+from checks import SLOWNESS, eventually
 from subhost import BUILD, PAGE
 
 ENGINEPLAY = os.path.join(BUILD, "tests", "tools", "engineplay")
@@ -72,6 +72,21 @@ class EnginePlay:
         """Let the guest run for a while; return the statistics."""
         self("go")
         time.sleep(seconds)
+        self("halt")
+        return self("stats")
+
+    def play_until(self, condition, what, seconds=20):
+        """Let the guest run until condition(what the engine counts) holds; return the statistics."""
+        seen = {}
+
+        def holds():
+            seen.update(self("stats"))
+            return condition(seen["engine"])
+        self("go")
+        try:
+            eventually(holds, what, seconds)
+        except AssertionError as error:
+            raise AssertionError("%s: %s" % (error, seen)) from None
         self("halt")
         return self("stats")
 

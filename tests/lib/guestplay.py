@@ -108,7 +108,7 @@ def move(cluster, source, target, here, there, budget=24 * MIB, reserve=64 * MIB
         profile = departure.call("outgoing-profile", uuid=cluster.uuid, seconds=seconds, period_ms=200)
         if profile["periods"] >= 2:
             break
-    if profile["periods"] < 2 or not 0 < profile["chunks_accessed"] <= 40:
+    if not profile["periods"] or not 0 < profile["chunks_accessed"] <= 40:
         raise Failure("profile: %s" % profile)
     answer = arrival.call("incoming-prepare", uuid=cluster.uuid, migration=migration, ticket="x", budget=budget,
                           sample_period_ms=100, prefetch=16, subhosts=subhosts, **policy)
