@@ -54,9 +54,12 @@ def memfds(pid):
     files = {}
     for fd in os.listdir("/proc/%d/fd" % pid):
         path = "/proc/%d/fd/%s" % (pid, fd)
-        if os.readlink(path).startswith("/memfd:"):
-            info = os.stat(path)
-            files[info.st_ino] = info.st_blocks * 512
+        try:
+            if os.readlink(path).startswith("/memfd:"):
+                info = os.stat(path)
+                files[info.st_ino] = info.st_blocks * 512
+        except FileNotFoundError:
+            continue  # closed since the folder was listed
     return sum(files.values())
 
 

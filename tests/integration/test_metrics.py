@@ -81,9 +81,19 @@ def check_histogram(samples, name, guest):
         raise Failure("%s faults took %s s" % (count, total))
 
 
+def at_rest(look, scrape_it):
+    """What the control socket says and what is scraped, from a time in which the former has not changed."""
+    def both():
+        before, samples = look(), scrape_it()
+        return (before, samples) if look() == before else None
+    return wait_until("nothing changes while it is scraped", 30, both)
+
+
 def check_pager(cluster, pager):
-    uuid, guest = (("guest", cluster.uuid),), pager.guest(cluster.uuid)
-    samples = scrape(pager.metrics)
+    keys = ("page_ins", "page_outs", "lost_pages", "budget", "ram", "resident", "present", "subhosts")
+    uuid = (("guest", cluster.uuid),)
+    guest, samples = at_rest(lambda: {key: pager.guest(cluster.uuid)[key] for key in keys},
+                             lambda: scrape(pager.metrics))
     for key, name in (("page_ins", "page_ins_total"), ("page_outs", "page_outs_total"),
                       ("lost_pages", "lost_pages_total"), ("budget", "guest_budget_bytes"),
                       ("ram", "guest_ram_bytes"), ("resident", "guest_resident_bytes"),
@@ -102,7 +112,7 @@ def check_pager(cluster, pager):
 
 
 def check_subhost(cluster, subhost):
-    samples, stats = scrape(subhost.metrics), subhost.call("stats")
+    stats, samples = at_rest(lambda: subhost.call("stats"), lambda: scrape(subhost.metrics))
     for key, name in (("memory", "memory_bytes"), ("stored", "stored_bytes"), ("reserved", "reserved_bytes"),
                       ("free", "free_bytes"), ("regions", "regions"), ("connections", "connections"),
                       ("writes", "writes_total"), ("read_bytes", "read_bytes_total"), ("errors", "errors_total"),
@@ -188,10 +198,16 @@ def test(cluster):
     # A worker that is there and does not answer is told as down, and the others are not kept waiting.
     worker = target.guest(cluster.uuid)["worker_pid"]
     os.kill(worker, 19)
+    wait_until("the worker stands still", 10, lambda: stopped(worker))
     up = scrape(target.metrics)["uffd_pager_guest_up", (("guest", cluster.uuid),)]
     os.kill(worker, 18)
     if up != 0:
         raise Failure("a stopped worker is told as up")
+
+
+def stopped(pid):
+    with open("/proc/%d/stat" % pid) as file:
+        return file.read().rsplit(")", 1)[1].split()[0] == "T"
 
 
 def quiet(pager, uuid, seen={}):
