@@ -35,7 +35,7 @@ def crash(rounds, seed, **options):
             play.start()
             eventually(lambda seen=before: play("stats")["checks"] > seen, "the guest goes on", 20)
             stats = play("stats")
-            assert stats["resident_max"] <= 25 * MIB, stats
+            play.within(stats, 25 * MIB)
         play.check()
         assert play("pages")["lost"] == 0
 

@@ -31,7 +31,7 @@ def test_random_hot_and_scanning_guest():
         for mode in "random", "hot", "scan":
             play("mode", mode)
             stats = play.play(2)
-            assert stats["resident_max"] <= 24 * MIB + SLACK, stats
+            play.within(stats, 24 * MIB + SLACK)
         play("mode", "random")
         play.play_until(lambda e: e["page_ins"] > 1000 and e["page_outs"] > 1000 and e["clean_drops"] > 100 and
                         e["zero_drops"] > 10 and e["wp_faults"] > 100 and e["zero_fills"] > 100, "all kinds of paging")
@@ -42,7 +42,7 @@ def test_random_hot_and_scanning_guest():
         assert all(s["connected"] and s["pages"] > 0 for s in engine["subhosts"]), engine
         assert play("reset")["err"] == 0
         assert play("stats")["engine"]["page_ins"] == 0
-        assert play.events == []
+        assert not [e for e in play.events if e["name"] != "OVER_BUDGET"], play.events
 
 
 def test_prefetch_and_small_granule_over_tcp():
@@ -51,7 +51,7 @@ def test_prefetch_and_small_granule_over_tcp():
                   granule="4K", predictor="fifo") as play:
         play("mode", "scan")
         stats = play.play_until(lambda e: e["prefetched"] > 1000, "pages come before they are asked for")
-        assert stats["resident_max"] <= 24 * MIB + SLACK, stats
+        play.within(stats, 24 * MIB + SLACK)
         play.check()
 
 
@@ -108,7 +108,7 @@ def test_lower_budget_while_running():
         play("stats")
         time.sleep(1)
         stats = play("stats")
-        assert stats["resident_max"] <= 16 * MIB + SLACK, stats
+        play.within(stats, 16 * MIB + SLACK)
         play("halt")
         assert play("budget", 16 * MIB, 4 * MIB, 6 * MIB)["err"] == 0
         eventually(lambda: play("stats")["resident"] <= 4 * MIB, "the low watermark", 10)
@@ -128,7 +128,7 @@ def test_fights_over_few_pages():
         play("work", 0, 300)
         play.play(3)
         stats = play.play_until(lambda e: e["page_outs"] > 1000, "many fights")
-        assert stats["resident_max"] <= 1 * MIB + SLACK, stats
+        play.within(stats, 1 * MIB + SLACK)
         play.check()
 
 
@@ -205,7 +205,7 @@ def test_stop_and_start_again():
             assert play("stop")["status"] == 0
             time.sleep(0.1)
             play.start()
-            assert play("stats")["resident_max"] <= 24 * MIB + SLACK
+            play.within(play("stats"), 24 * MIB + SLACK)
         play.check()
 
 

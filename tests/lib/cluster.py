@@ -133,6 +133,10 @@ class Daemon:
         with open(self.log, errors="replace") as log:
             return "".join(log.readlines()[-lines:])
 
+    def over_budget(self):
+        """Has a pager said that a guest takes more than its budget, as when no page can leave for a second?"""
+        return "goes over its budget" in self.tail(10000)
+
     def kill(self, number=signal.SIGKILL):
         self.process.send_signal(number)
         if number in (signal.SIGKILL, signal.SIGTERM):

@@ -90,6 +90,10 @@ class EnginePlay:
         self("halt")
         return self("stats")
 
+    def within(self, stats, limit):
+        """Residents stay below the limit; or the operator is told, as when no page can leave for a second."""
+        assert stats["resident_max"] <= limit or self.event("OVER_BUDGET"), stats
+
     def event(self, name):
         return [e for e in self.events if e["name"] == name]
 
