@@ -49,6 +49,8 @@
  * PAGE_IDLE is no state but a remark on a stable LOCAL or CLEAN page: its mapping was taken away to see
  * whether it is accessed, and it was not since (uffd-pager/engine_watch.c).  pagemap_get() hides it,
  * and pagemap_lock() clears it, because whoever takes the page does so for an access, or evicts it.
+ * PAGE_TURNS is another: how often the page was so marked since it is here (predictor/sweep.h).  It stays
+ * while the page is taken, and goes when the page does.
  *
  * After a crash of the worker the stable part and the memfd tell the truth
  * (pagemap_recover): a busy page that has data in the memfd is LOCAL (its copy
@@ -76,6 +78,8 @@ enum page_state {
 #define PAGE_STATE_MASK 0x07u
 #define PAGE_BUSY 0x08u
 #define PAGE_IDLE 0x20u
+#define PAGE_TURN 0x40u /* one of PAGE_TURNS */
+#define PAGE_TURNS 0xc0u
 #define PAGE_ZEROING (PAGE_UNTOUCHED | PAGE_BUSY)
 #define PAGE_EVICTING (PAGE_LOCAL | PAGE_BUSY)
 #define PAGE_FETCHING (PAGE_REMOTE | PAGE_BUSY)
@@ -204,7 +208,9 @@ void pagemap_close(struct pagemap *map);
 
 static inline uint8_t pagemap_get(const struct pagemap *map, uint64_t page)
 {
-    return atomic_load_explicit(&map->pages[page], memory_order_acquire) & (uint8_t)~PAGE_IDLE;
+    uint8_t byte = atomic_load_explicit(&map->pages[page], memory_order_acquire);
+
+    return byte & (uint8_t)~(PAGE_IDLE | PAGE_TURNS);
 }
 
 static inline bool pagemap_idle(const struct pagemap *map, uint64_t page)
@@ -212,29 +218,37 @@ static inline bool pagemap_idle(const struct pagemap *map, uint64_t page)
     return atomic_load_explicit(&map->pages[page], memory_order_relaxed) & PAGE_IDLE;
 }
 
+/** pagemap_turns() - how often a LOCAL or CLEAN page was marked since it is here; 3: that often or more */
+static inline unsigned pagemap_turns(const struct pagemap *map, uint64_t page)
+{
+    return atomic_load_explicit(&map->pages[page], memory_order_relaxed) / PAGE_TURN;
+}
+
 /** pagemap_mark_idle() - mark a page, if it is LOCAL or CLEAN. Return: whether it is marked now. */
 static inline bool pagemap_mark_idle(struct pagemap *map, uint64_t page)
 {
-    uint8_t byte = pagemap_get(map, page);
+    uint8_t byte = atomic_load_explicit(&map->pages[page], memory_order_acquire);
+    uint8_t state = byte & (uint8_t)~PAGE_TURNS;
+    uint8_t marked = byte / PAGE_TURN < PAGE_TURNS / PAGE_TURN ? byte + PAGE_TURN : byte;
 
-    return (byte == PAGE_LOCAL || byte == PAGE_CLEAN) &&
+    return (state == PAGE_LOCAL || state == PAGE_CLEAN) &&
            atomic_compare_exchange_strong_explicit(&map->pages[page], &byte,
-                                                   (uint8_t)(byte | PAGE_IDLE),
+                                                   (uint8_t)(marked | PAGE_IDLE),
                                                    memory_order_acq_rel, memory_order_acquire);
 }
 
 /**
  * pagemap_lock() - take ownership of a page that is stable in @state
- * Return: true, and the byte is @state | PAGE_BUSY; false if it was anything else.
+ * Return: true, and the byte is @state | PAGE_BUSY (and its PAGE_TURNS); false if it was anything else.
  */
 static inline bool pagemap_lock(struct pagemap *map, uint64_t page, uint8_t state)
 {
     uint8_t byte = state;
 
     while (!atomic_compare_exchange_strong_explicit(&map->pages[page], &byte,
-                                                    (uint8_t)(state | PAGE_BUSY),
+                                                    (uint8_t)(state | PAGE_BUSY | (byte & PAGE_TURNS)),
                                                     memory_order_acq_rel, memory_order_acquire)) {
-        if ((byte & (uint8_t)~PAGE_IDLE) != state) {
+        if ((byte & (uint8_t)~(PAGE_IDLE | PAGE_TURNS)) != state) {
             return false;
         }
     }

@@ -20,7 +20,9 @@
 static void sim_mark(struct sim *sim, const struct sweep_step *step)
 {
     for (uint64_t pages = step->watch; pages; pages &= pages - 1) {
-        sim->page[step->first + (unsigned)__builtin_ctzll(pages)] |= PAGE_MARKED;
+        uint8_t *flags = &sim->page[step->first + (unsigned)__builtin_ctzll(pages)];
+        *flags |= PAGE_MARKED;
+        *flags += *flags / PAGE_TURN < SWEEP_TURNS ? PAGE_TURN : 0;
     }
 }
 
@@ -157,7 +159,7 @@ static enum sweep_state sim_state(void *opaque, uint64_t page)
     if (!(sim->page[page] & PAGE_HERE)) {
         return SWEEP_ABSENT;
     }
-    return sim->page[page] & PAGE_MARKED ? SWEEP_IDLE : SWEEP_TOUCHED;
+    return sim->page[page] & PAGE_MARKED ? SWEEP_IDLE : SWEEP_TOUCHED + sim->page[page] / PAGE_TURN;
 }
 
 static bool sim_new(struct sim *sim, const char *policy)

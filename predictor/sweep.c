@@ -9,7 +9,9 @@
  *   - A hand goes round all resident pages in address order.  A page that is touched it has marked as
  *     idle ("watch"); a page that is still idle when the hand comes again leaves.  It is CLOCK, whose
  *     reference bit is a mapping.
- *   - Pages that arrive go on probation: a ring that holds a twentieth of local memory.  Half-way through
+ *   - A page that was marked n times and is still here has been in use that often.  It is marked again in one
+ *     lap of 2^n only, so what is always in use costs few minor faults.
+ *   - Pages that arrive go on probation: a ring that holds a tenth of local memory.  Half-way through
  *     they are marked; whoever is idle at the end leaves, whoever was touched is left to the hand.  A
  *     scan so flows through the ring and drives nothing out, and pages prefetched in vain go first.
  *
@@ -29,7 +31,7 @@
 
 #include "common/units.h"
 
-#define PROBATION_SHARE 20 /* of local memory: how many pages are on probation */
+#define PROBATION_SHARE 10 /* of local memory: how many pages are on probation */
 #define RING_SHARE CHUNK_PAGES /* of all pages: the ring's places */
 #define RING_MIN 64
 #define LOOKS_MAX ((int64_t)(SWEEP_LOOKS * SWEEP_WINDOW)) /* saved up, before touched pages leave */
@@ -44,6 +46,7 @@ struct sweep {
     struct sweep_view view;
     uint64_t n_chunks;
     uint64_t hand; /* page; a multiple of SWEEP_WINDOW */
+    uint64_t lap;
     int64_t looks; /* pages that were touched, less SWEEP_LOOKS for each that left */
     struct follower judge, marker;
     uint64_t room;
@@ -114,11 +117,11 @@ static enum sweep_state sweep_look(const struct sweep *sweep, uint64_t page)
 }
 
 /*
- * Let a follower go on until it is @distance pages behind, or has found pages in @wanted state.
+ * Let a follower go on until it is @distance pages behind, or has found pages that are idle, or touched.
  * Return: those, as bits; *first is their window.
  */
-static uint64_t follow(struct sweep *sweep, struct follower *follower, uint64_t distance,
-                       enum sweep_state wanted, uint64_t *first)
+static uint64_t follow(struct sweep *sweep, struct follower *follower, uint64_t distance, bool idle,
+                       uint64_t *first)
 {
     uint64_t tail = atomic_load_explicit(&sweep->tail, memory_order_relaxed);
     uint64_t arrived = atomic_load_explicit(&sweep->arrived, memory_order_relaxed);
@@ -136,7 +139,8 @@ static uint64_t follow(struct sweep *sweep, struct follower *follower, uint64_t 
         follower->pages += (uint64_t)__builtin_popcountll(pages);
         for (; pages; pages &= pages - 1) {
             unsigned bit = (unsigned)__builtin_ctzll(pages);
-            found |= (uint64_t)(sweep_look(sweep, *first + bit) == wanted) << bit;
+            enum sweep_state state = sweep_look(sweep, *first + bit);
+            found |= (uint64_t)(idle ? state == SWEEP_IDLE : state >= SWEEP_TOUCHED) << bit;
         }
     }
     if (follower->place + 1 >= tail) { /* what was not counted shall not add up */
@@ -148,7 +152,7 @@ static uint64_t follow(struct sweep *sweep, struct follower *follower, uint64_t 
 bool sweep_probation(struct sweep *sweep, uint64_t local_pages, struct sweep_step *step)
 {
     *step = (struct sweep_step){0};
-    step->watch = follow(sweep, &sweep->marker, local_pages / PROBATION_SHARE / 2, SWEEP_TOUCHED,
+    step->watch = follow(sweep, &sweep->marker, local_pages / PROBATION_SHARE / 2, false,
                          &step->first);
     return step->watch;
 }
@@ -193,20 +197,30 @@ static bool hand_advance(struct sweep *sweep)
             return false;
         }
     }
+    sweep->lap += chunk < from;
     sweep->hand = chunk * CHUNK_PAGES;
     return true;
+}
+
+/* In one lap of so many a page is marked; turns differ by page, so that each lap has its share. */
+static bool its_turn(uint64_t turn, unsigned marked)
+{
+    return (turn & (((uint64_t)1 << marked) - 1)) == 0;
 }
 
 static void hand_look(struct sweep *sweep, struct sweep_step *step)
 {
     uint64_t touched = 0, idle = 0;
+    uint64_t turn = sweep->lap + sweep->hand / SWEEP_WINDOW;
 
     for (unsigned i = 0; i < SWEEP_WINDOW; i++) {
         enum sweep_state state = sweep_look(sweep, sweep->hand + i);
-        touched |= (uint64_t)(state == SWEEP_TOUCHED) << i;
+        if (state >= SWEEP_TOUCHED) {
+            sweep->looks++;
+            touched |= (uint64_t)its_turn(turn + i, (unsigned)state - SWEEP_TOUCHED) << i;
+        }
         idle |= (uint64_t)(state == SWEEP_IDLE) << i;
     }
-    sweep->looks += __builtin_popcountll(touched);
     int64_t paid = (int64_t)SWEEP_LOOKS * __builtin_popcountll(idle);
     sweep->looks = sweep->looks > paid ? sweep->looks - paid : 0;
     for (; touched && sweep->looks > LOOKS_MAX; sweep->looks -= SWEEP_LOOKS) {
@@ -222,12 +236,11 @@ bool sweep_next(struct sweep *sweep, uint64_t local_pages, struct sweep_step *st
     uint64_t before;
 
     *step = (struct sweep_step){0};
-    step->leave = follow(sweep, &sweep->judge, local_pages / PROBATION_SHARE, SWEEP_IDLE,
-                         &step->first);
+    step->leave = follow(sweep, &sweep->judge, local_pages / PROBATION_SHARE, true, &step->first);
     if (step->leave) {
         return true;
     }
-    for (unsigned laps = 0; laps < 2; laps += sweep->hand <= before) {
+    for (unsigned laps = 0; laps <= 1u << SWEEP_TURNS; laps += sweep->hand <= before) {
         before = sweep->hand;
         if (!hand_advance(sweep)) {
             return false;

@@ -14,14 +14,15 @@
 #include <stdint.h>
 
 #define SWEEP_WINDOW 64u /* pages looked at together; a step is about one aligned window */
+#define SWEEP_TURNS 3u   /* the caller counts to this how often a page was marked while it is here */
 #define SWEEP_LOOKS 32u  /* pages looked at for each that leaves, at most, over time */
 
 struct sweep;
 
 enum sweep_state {
     SWEEP_ABSENT,  /* not here, or somebody is changing it */
-    SWEEP_TOUCHED, /* accessed since it was marked, or never marked */
     SWEEP_IDLE,    /* marked, and not accessed since */
+    SWEEP_TOUCHED, /* accessed since it was marked, or never marked; + n: marked n times, SWEEP_TURNS at most */
 };
 
 struct sweep_view {

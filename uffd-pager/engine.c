@@ -125,7 +125,8 @@ static enum sweep_state engine_page_state(void *opaque, uint64_t page)
     if (byte != PAGE_LOCAL && byte != PAGE_CLEAN) {
         return SWEEP_ABSENT;
     }
-    return pagemap_idle(engine->map, page) ? SWEEP_IDLE : SWEEP_TOUCHED;
+    return pagemap_idle(engine->map, page) ? SWEEP_IDLE
+                                           : SWEEP_TOUCHED + pagemap_turns(engine->map, page);
 }
 
 /* Pages are marked by zapping them; where that cannot be, chunks are chosen. */

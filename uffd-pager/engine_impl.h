@@ -60,6 +60,8 @@
 #define CHUNK_SAMPLED 0x04u /* zapped, and not seen accessed since */
 #define CHUNK_MOVING 0x10u  /* on its way to another sub-host: do not page out (chunk_move.c) */
 #define CHUNK_MAP 0x08u     /* accessed after the zap: map the rest of it */
+#define CHUNK_WRITTEN 0x20u /* this times 0 to 7: how likely a page of it is written while it is here */
+#define CHUNK_WRITTEN_MAX 7u
 
 struct backup;
 struct fault_thread;

@@ -143,13 +143,16 @@ static uint64_t prefetch_install(struct engine *engine, const struct layout_bloc
 {
     uint64_t missed = UINT64_MAX;
     uint64_t done = 0;
+    bool written = install_guess_written(engine, page);
+    uint8_t state = written ? PAGE_LOCAL : PAGE_CLEAN;
 
     if (contents) {
-        uffd_copy_range(engine->uffd, page_hva(block, page), contents, n * PAGE_BYTES, true, &done);
+        uffd_copy_range(engine->uffd, page_hva(block, page), contents, n * PAGE_BYTES, !written,
+                        &done);
     }
     unsigned good = (unsigned)(done / PAGE_BYTES);
     for (unsigned i = 0; i < n; i++) {
-        if (page_release(engine->map, page + i, i < good ? PAGE_CLEAN : PAGE_REMOTE)) {
+        if (page_release(engine->map, page + i, i < good ? state : PAGE_REMOTE)) {
             missed = page + i;
         }
     }

@@ -175,7 +175,8 @@ static void fetch_done(struct fault_thread *thread, struct fault_request *slot, 
 {
     struct engine *engine = thread->engine;
     uint64_t page = slot->page;
-    int err = install_fetched(engine, fetch_block(thread, page), page, contents, slot->write);
+    int err = install_fetched(engine, fetch_block(thread, page), page, contents,
+                              slot->write || install_guess_written(engine, page));
     uint64_t began_us = slot->began_us;
     bool write = slot->write;
 

@@ -43,7 +43,14 @@ void page_retag(struct pagemap *map, uint64_t page, uint8_t state)
 
 bool page_release(struct pagemap *map, uint64_t page, uint8_t state)
 {
-    return atomic_exchange_explicit(&map->pages[page], state, memory_order_acq_rel) & PAGE_MISSED;
+    uint8_t byte = atomic_load_explicit(&map->pages[page], memory_order_relaxed);
+    uint8_t kept = state == PAGE_LOCAL || state == PAGE_CLEAN ? PAGE_TURNS : 0;
+
+    while (!atomic_compare_exchange_weak_explicit(&map->pages[page], &byte,
+                                                  (uint8_t)(state | (byte & kept)),
+                                                  memory_order_acq_rel, memory_order_relaxed)) {
+    }
+    return byte & PAGE_MISSED;
 }
 
 void page_wake(struct engine *engine, const struct layout_block *block, uint64_t first, uint64_t n)
@@ -70,6 +77,32 @@ void page_unlock_run(struct engine *engine, const struct layout_block *block, ui
     if (missed) {
         page_wake(engine, block, first, n);
     }
+}
+
+bool install_guess_written(struct engine *engine, uint64_t page)
+{
+    uint8_t flags =
+        atomic_load_explicit(&engine->chunk_flags[page_chunk(page)], memory_order_relaxed);
+
+    return flags / CHUNK_WRITTEN >= CHUNK_WRITTEN_MAX - 1 && page % 8;
+}
+
+void install_learn(struct engine *engine, uint64_t page, bool written)
+{
+    _Atomic uint8_t *flags = &engine->chunk_flags[page_chunk(page)];
+    uint8_t was = atomic_load_explicit(flags, memory_order_relaxed);
+    uint8_t now;
+
+    do {
+        unsigned count = was / CHUNK_WRITTEN;
+        unsigned then = written ? count + 1 : count > 2 ? count - 2 : 0; /* it takes two of three */
+        then = then < CHUNK_WRITTEN_MAX ? then : CHUNK_WRITTEN_MAX;
+        if (then == count) {
+            return;
+        }
+        now = (uint8_t)(was % CHUNK_WRITTEN + then * CHUNK_WRITTEN);
+    } while (!atomic_compare_exchange_weak_explicit(flags, &was, now, memory_order_relaxed,
+                                                    memory_order_relaxed));
 }
 
 static void install_failed(struct engine *engine, int err)

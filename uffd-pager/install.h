@@ -54,6 +54,17 @@ void page_unlock_run(struct engine *engine, const struct layout_block *block, ui
 void page_wake(struct engine *engine, const struct layout_block *block, uint64_t first, uint64_t n);
 
 /**
+ * install_guess_written() - is a page that now comes back likely to be written while it is here?
+ * Then it is better installed as LOCAL at once: a WRITE in the background for the fault that the first write to a
+ * protected page is.  Learnt by chunk from install_learn(); every eighth page goes on being protected, so that
+ * it can be unlearnt.  Any thread.
+ */
+bool install_guess_written(struct engine *engine, uint64_t page);
+
+/** install_learn() - a protected page was @written, or has left as it came; any thread */
+void install_learn(struct engine *engine, uint64_t page, bool written);
+
+/**
  * install_fetched() - a FETCHING page's contents have come: install, unlock, wake
  * @write: a write waits for it, so it becomes LOCAL, else CLEAN
  * Return: 0, or -errno, and the page is REMOTE and unlocked again, its room given back.

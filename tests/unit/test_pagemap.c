@@ -140,6 +140,33 @@ static void test_idle_marks(void **state)
     pagemap_close(&map);
 }
 
+static void test_marks_are_counted(void **state)
+{
+    struct reason reason;
+    struct pagemap map;
+
+    (void)state;
+    assert_int_equal(pagemap_create(&map, NULL, uuid, N_PAGES, &reason), 0);
+    pagemap_unlock(&map, 1, PAGE_LOCAL);
+    for (unsigned marked = 0; marked < 6; marked++) {
+        assert_int_equal(pagemap_turns(&map, 1), marked < 3 ? marked : 3);
+        assert_true(pagemap_mark_idle(&map, 1));
+        assert_false(pagemap_mark_idle(&map, 1)); /* it is */
+        assert_true(pagemap_lock(&map, 1, PAGE_LOCAL));
+        assert_true(page_missed(&map, 1));
+        page_retag(&map, 1, PAGE_CLEAN);
+        page_retag(&map, 1, PAGE_LOCAL);
+        assert_int_equal(pagemap_get(&map, 1), PAGE_EVICTING | PAGE_MISSED); /* the count is no state */
+        assert_true(page_release(&map, 1, PAGE_LOCAL));
+        assert_int_equal(pagemap_get(&map, 1), PAGE_LOCAL);
+    }
+    assert_true(pagemap_lock(&map, 1, PAGE_LOCAL));
+    assert_false(page_release(&map, 1, PAGE_REMOTE)); /* it goes with the page */
+    assert_int_equal(map.pages[1], PAGE_REMOTE);
+    assert_int_equal(pagemap_turns(&map, 1), 0);
+    pagemap_close(&map);
+}
+
 static void test_lock_and_missed(void **state)
 {
     struct pagemap map;
@@ -251,6 +278,7 @@ int main(void)
         cmocka_unit_test(test_extents),   cmocka_unit_test(test_damaged_files_are_refused),
         cmocka_unit_test(test_counts),          cmocka_unit_test(test_lock_and_missed),
         cmocka_unit_test(test_idle_marks),
+        cmocka_unit_test(test_marks_are_counted),
         cmocka_unit_test(test_no_word_is_lost),
     };
 

@@ -95,6 +95,34 @@ static void test_untouched_pages_leave_touched_ones_stay(void **state)
     sweep_free(sweep);
 }
 
+/* The more often a page was found in use, the fewer laps ask about it again; none is forgotten. */
+static void test_pages_in_use_are_asked_less_often(void **state)
+{
+    (void)state;
+    for (unsigned marked = 0; marked <= SWEEP_TURNS; marked++) {
+        static struct guest guest;
+        guest = (struct guest){0};
+        struct sweep *sweep = guest_sweep(&guest);
+        unsigned asked[CHUNK_PAGES] = {0};
+        for (uint64_t page = 0; page < CHUNK_PAGES; page++) {
+            guest_put(&guest, page, SWEEP_TOUCHED + marked);
+        }
+        unsigned steps = 2 * CHUNK_PAGES / SWEEP_WINDOW; /* two laps of those that ask at all */
+        for (unsigned i = 0; i < steps << marked; i++) {
+            struct sweep_step step;
+            assert_true(sweep_next(sweep, 1 << 20, &step));
+            /* Some are to leave after so many looks without one that is idle; here they stay. */
+            for (uint64_t turn = step.watch | step.leave; turn; turn &= turn - 1) {
+                asked[step.first + (unsigned)__builtin_ctzll(turn)]++;
+            }
+        }
+        for (uint64_t page = 0; page < CHUNK_PAGES; page++) {
+            assert_int_equal(asked[page], 2);
+        }
+        sweep_free(sweep);
+    }
+}
+
 static void test_progress_when_all_is_in_use(void **state)
 {
     static struct guest guest;
@@ -247,6 +275,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_untouched_pages_leave_touched_ones_stay),
+        cmocka_unit_test(test_pages_in_use_are_asked_less_often),
         cmocka_unit_test(test_progress_when_all_is_in_use),
         cmocka_unit_test(test_arrivals_are_on_probation),
         cmocka_unit_test(test_arrivals_from_several_threads),
