@@ -16,6 +16,8 @@
 
 #define BACKUP_STEP (32 * MIB)
 #define BACKUP_RETRY_US 1000000u
+#define BACKUP_READERS 4u
+#define BACKUP_SLOW_S 12 /* fault injection */
 
 struct backup {
     int fd;
@@ -27,6 +29,11 @@ struct backup {
     struct backup_job *first, *last; /* guarded by lock, as are the next two */
     struct backup_job *done;
     bool stop;
+    unsigned n_readers;
+    pthread_t reader[BACKUP_READERS];
+    pthread_cond_t wanted;
+    struct backup_read *first_read, *last_read; /* guarded by lock */
+    _Atomic bool slow; /* fault injection: the next page takes its time */
     _Atomic uint64_t failed_us; /* when a write failed; 0: none has lately */
     _Atomic int error;          /* not told yet */
     _Atomic uint64_t unsynced;  /* bytes written since the cache was dropped */
@@ -91,6 +98,9 @@ int backup_open(struct backup **result, const char *path, uint64_t bytes, bool a
     }
     pthread_mutex_init(&backup->lock, NULL);
     pthread_cond_init(&backup->changed, NULL);
+    pthread_cond_init(&backup->wanted, NULL);
+    const char *fault = getenv("SPLIT_MIGRATE_FAULT");
+    atomic_init(&backup->slow, fault && strcmp(fault, "backup-slow-page") == 0);
     *result = backup;
     return 0;
 }
@@ -101,15 +111,22 @@ void backup_close(struct backup *backup)
         close(backup->fd);
         pthread_mutex_destroy(&backup->lock);
         pthread_cond_destroy(&backup->changed);
+        pthread_cond_destroy(&backup->wanted);
         free(backup);
     }
 }
 
 /* ---- at once ---- */
 
-int backup_read(const struct backup *backup, void *contents, uint64_t page, unsigned n)
+int backup_read(struct backup *backup, void *contents, uint64_t page, unsigned n)
 {
     size_t length = n * PAGE_BYTES;
+
+    if (n == 1 && atomic_load_explicit(&backup->slow, memory_order_relaxed) &&
+        atomic_exchange(&backup->slow, false)) {
+        log_warn("the disk is slow for %d s, as SPLIT_MIGRATE_FAULT wants", BACKUP_SLOW_S);
+        sleep(BACKUP_SLOW_S);
+    }
     ssize_t got = pread(backup->fd, contents, length, (off_t)(page * PAGE_BYTES));
 
     return got == (ssize_t)length ? 0 : -EIO;
@@ -168,6 +185,63 @@ int backup_failed(struct backup *backup)
     return atomic_exchange(&backup->error, 0);
 }
 
+/* ---- pages for faults ---- */
+
+void backup_fetch(struct backup *backup, struct backup_read *read)
+{
+    read->next = NULL;
+    pthread_mutex_lock(&backup->lock);
+    if (backup->first_read) {
+        backup->last_read->next = read;
+    } else {
+        backup->first_read = read;
+    }
+    backup->last_read = read;
+    pthread_cond_signal(&backup->wanted);
+    pthread_mutex_unlock(&backup->lock);
+}
+
+struct backup_read *backup_answer(struct backup_answers *answers)
+{
+    return atomic_load_explicit(&answers->done, memory_order_relaxed)
+               ? atomic_exchange_explicit(&answers->done, NULL, memory_order_acquire)
+               : NULL;
+}
+
+static void backup_reply(struct backup_read *read)
+{
+    struct backup_answers *answers = read->answers;
+    uint64_t one = 1;
+
+    read->next = atomic_load_explicit(&answers->done, memory_order_relaxed);
+    while (!atomic_compare_exchange_weak_explicit(&answers->done, &read->next, read,
+                                                  memory_order_release, memory_order_relaxed)) {
+    }
+    ssize_t ignored = write(answers->kick, &one, sizeof(one));
+    (void)ignored;
+}
+
+static void *backup_reader(void *arg)
+{
+    struct backup *backup = arg;
+
+    pthread_mutex_lock(&backup->lock);
+    while (!backup->stop) {
+        struct backup_read *read = backup->first_read;
+        if (!read) {
+            pthread_cond_wait(&backup->wanted, &backup->lock);
+            continue;
+        }
+        backup->first_read = read->next;
+        pthread_mutex_unlock(&backup->lock);
+        read->err = backup_read(backup, read->contents, read->page, 1);
+        backup_reply(read);
+        pthread_mutex_lock(&backup->lock);
+    }
+    pthread_mutex_unlock(&backup->lock);
+    return NULL;
+}
+
 /* ---- jobs ---- */
 
 static void backup_do(struct backup *backup, struct backup_job *job)
@@ -222,6 +296,12 @@ int backup_start(struct backup *backup, int kick)
     if (err == 0) {
         pthread_setname_np(backup->thread, "backup");
     }
+    while (err == 0 && backup->n_readers < BACKUP_READERS) {
+        err = -pthread_create(&backup->reader[backup->n_readers], NULL, backup_reader, backup);
+        if (err == 0) {
+            pthread_setname_np(backup->reader[backup->n_readers++], "backup-read");
+        }
+    }
     return err;
 }
 
@@ -231,8 +311,12 @@ void backup_stop(struct backup *backup)
         pthread_mutex_lock(&backup->lock);
         backup->stop = true;
         pthread_cond_signal(&backup->changed);
+        pthread_cond_broadcast(&backup->wanted);
         pthread_mutex_unlock(&backup->lock);
         pthread_join(backup->thread, NULL);
+        while (backup->n_readers) {
+            pthread_join(backup->reader[--backup->n_readers], NULL);
+        }
         backup->started = false;
     }
 }

@@ -3,6 +3,7 @@
 #ifndef UFFD_PAGER_FAULT_H
 #define UFFD_PAGER_FAULT_H
 
+#include "uffd-pager/backup.h"
 #include "uffd-pager/homes.h"
 #include "uffd-pager/install.h"
 
@@ -21,7 +22,7 @@ struct fault_request {
     uint16_t missing; /* a place that does not have it; PAGEMAP_NO_SUBHOST: none yet */
     uint16_t next; /* in the free list */
     bool used;
-    bool sent; /* on the connection that is up now */
+    bool sent; /* on the connection that is up now, or to the backup's readers */
     bool write;
 };
 
@@ -46,7 +47,9 @@ struct fault_thread {
 
     struct link *links; /* [n_subhosts] */
     unsigned *given_up; /* [n_subhosts] answers that are owed, and not waited for any more */
-    uint8_t *page;      /* for one from the backup */
+    struct backup_answers answers;
+    struct backup_read *disk_reads; /* [FAULT_SLOTS] of the slots that wait for the backup; NULL: there is none */
+    uint8_t *disk_pages;            /* [FAULT_SLOTS] */
     struct fault_request slot[FAULT_SLOTS];
     uint16_t free_slot;
     unsigned in_flight;

@@ -7,14 +7,13 @@
  *
  * A chunk may have two places.  The first that is well is asked; the other one if that does not have
  * the page, is not connected, or has been silent for LINK_LATE_US while it owes answers.  An answer
- * that comes all the same is thrown away.
+ * that comes all the same is thrown away.  A page of the backup is read by the backup's own threads.
  */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 
-#include "uffd-pager/backup.h"
 #include "uffd-pager/fault.h"
 #include "uffd-pager/uffd_abi.h"
 
@@ -60,9 +59,6 @@ static void fetch_send(struct fault_thread *thread, struct fault_request *slot)
         link_sent(link, thread->now_us);
     }
 }
-
-static void fetch_done(struct fault_thread *thread, struct fault_request *slot,
-                       const void *contents);
 
 static bool fetch_is_late(const struct fault_thread *thread, uint8_t place)
 {
@@ -116,17 +112,17 @@ static bool fetch_give_up(const struct fault_thread *thread, const struct homes 
     return all;
 }
 
+/* Once asked, it is waited for: the readers have the slot's buffer. */
 static void fetch_from_backup(struct fault_thread *thread, struct fault_request *slot)
 {
+    struct backup_read *read = &thread->disk_reads[slot - thread->slot];
+
     slot->host = PAGEMAP_BACKUP;
-    slot->sent = false;
-    if (backup_read(thread->engine->backup, thread->page, slot->page, 1) < 0) {
-        log_error("the backup cannot be read");
-        slot->missing = PAGEMAP_BACKUP;
-        return; /* looked at again in a moment */
-    }
-    stats_add(&thread->engine->stats.fell_over, 1);
-    fetch_done(thread, slot, thread->page);
+    slot->sent = true;
+    read->answers = &thread->answers;
+    read->page = slot->page;
+    read->contents = thread->disk_pages + (size_t)(slot - thread->slot) * PAGE_BYTES;
+    backup_fetch(thread->engine->backup, read);
 }
 
 /* Ask the best place there is now for a page that nobody has been asked for. */
@@ -190,6 +186,27 @@ static void fetch_done(struct fault_thread *thread, struct fault_request *slot, 
     predictor_note(engine->predictor, page_chunk(page), PREDICTOR_FAULT);
     engine_arrived(engine, page, 1);
     prefetch_push(engine, page);
+}
+
+static bool fetch_receive_backup(struct fault_thread *thread)
+{
+    struct backup_read *next = backup_answer(&thread->answers);
+    bool busy = next != NULL;
+
+    while (next) {
+        struct backup_read *read = next;
+        struct fault_request *slot = &thread->slot[read - thread->disk_reads];
+        next = read->next; /* before the slot is free for another */
+        if (read->err < 0) {
+            log_error("the backup cannot be read: %s", strerror(-read->err));
+            slot->missing = PAGEMAP_BACKUP;
+            slot->sent = false; /* looked at again in a moment */
+        } else {
+            stats_add(&thread->engine->stats.fell_over, 1);
+            fetch_done(thread, slot, read->contents);
+        }
+    }
+    return busy;
 }
 
 /* An answer that is not waited for any more. Return: as fetch_reply(). */
@@ -295,7 +312,7 @@ static bool fetch_receive_link(struct fault_thread *thread, struct link *link)
 
 bool fetch_receive(struct fault_thread *thread)
 {
-    bool busy = false;
+    bool busy = fetch_receive_backup(thread);
 
     for (unsigned i = 0; i < thread->engine->config.n_subhosts; i++) {
         struct link *link = &thread->links[i];
@@ -338,7 +355,7 @@ static bool fetch_could_fall_over(const struct fault_thread *thread,
 {
     struct homes homes = homes_of(thread->engine, page_chunk(slot->page));
 
-    return fetch_is_late(thread, (uint8_t)slot->host) &&
+    return slot->host != PAGEMAP_BACKUP && fetch_is_late(thread, (uint8_t)slot->host) &&
            fetch_choose(thread, &homes, slot->missing) != slot->host;
 }
 
@@ -394,9 +411,16 @@ int fetch_open(struct fault_thread *thread)
 
     thread->links = calloc(n ? n : 1, sizeof(*thread->links));
     thread->given_up = calloc(n + 1, sizeof(*thread->given_up));
-    thread->page = engine_buffer(PAGE_BYTES);
-    if (!thread->links || !thread->given_up || !thread->page) {
+    if (!thread->links || !thread->given_up) {
         return -ENOMEM;
+    }
+    thread->answers.kick = thread->kick;
+    if (engine->backup) {
+        thread->disk_reads = calloc(FAULT_SLOTS, sizeof(*thread->disk_reads));
+        thread->disk_pages = engine_buffer(FAULT_SLOTS * PAGE_BYTES);
+        if (!thread->disk_reads || !thread->disk_pages) {
+            return -ENOMEM;
+        }
     }
     for (unsigned i = 0; i < n; i++) {
         int err = link_open(&thread->links[i], &engine->hosts[i], true, thread->kick, FETCH_RX,
@@ -424,6 +448,7 @@ void fetch_close(struct fault_thread *thread)
     }
     free(thread->links);
     free(thread->given_up);
-    engine_buffer_free(thread->page, PAGE_BYTES);
+    free(thread->disk_reads);
+    engine_buffer_free(thread->disk_pages, FAULT_SLOTS * PAGE_BYTES);
     thread->links = NULL;
 }

@@ -111,6 +111,24 @@ def test_backup_alone():
         assert stats["lost"] == 0, stats
 
 
+def test_backup_on_a_slow_disk():
+    """A page that takes its time to come from the disk is waited for by whoever touched it, and by nobody else."""
+    os.environ["SPLIT_MIGRATE_FAULT"] = "backup-slow-page"
+    try:
+        with Guest("backup", hosts=2, fault_threads=1) as guest:
+            guest.accident(1, "kill")
+            began = time.monotonic()
+            killed = guest.stats()["engine"]["page_ins"]
+            eventually(lambda: guest.stats()["engine"]["fell_over"] > 0 and guest.has_run(2000), "other faults are answered", 9)
+            stats = guest.stats()
+            assert stats["engine"]["page_ins"] > killed + 100, (killed, stats)
+            assert time.monotonic() < began + 11, "the disk was still at its first page"
+            stats = guest.play.check()
+            assert stats["lost"] == 0 and stats["engine"]["lost_pages"] == 0, stats
+    finally:
+        del os.environ["SPLIT_MIGRATE_FAULT"]
+
+
 def test_backup_filled():
     with Guest("backup", hosts=2, limit={1: 18 * MIB}, remote=40) as guest:
         fills(guest)
