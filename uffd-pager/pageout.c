@@ -98,9 +98,16 @@ static bool pageout_ready(struct pageout *pageout, const struct homes *homes, ui
     return homes->n > 0;
 }
 
-/* Has one of its places the chunk's CLEAN pages, as far as one can tell? */
-static bool pageout_has_copies(const struct pageout *pageout, const struct homes *homes)
+/*
+ * May the chunk's CLEAN pages be dropped?  When it has as many places as it is to have, and one of them
+ * has the pages, as far as one can tell.  With fewer, what is here is the second copy, and stays until
+ * another has been made: nothing is put at risk that was not.
+ */
+static bool pageout_may_drop(const struct pageout *pageout, const struct homes *homes)
 {
+    if (homes->n < homes_wanted(pageout->engine)) {
+        return false;
+    }
     for (unsigned i = 0; i < homes->n; i++) {
         uint8_t place = homes->place[i];
         const struct link_host *host = place == PAGEMAP_BACKUP ? NULL : &pageout->engine->hosts[place];
@@ -125,7 +132,7 @@ bool pageout_is_candidate(struct pageout *pageout, uint64_t chunk, bool room_som
     if (pageout_ready(pageout, &homes, chunk)) {
         return true;
     }
-    if (pageout_has_copies(pageout, &homes) &&
+    if (pageout_may_drop(pageout, &homes) &&
         pageout_chunk_has(pageout->engine, chunk, 1u << PAGE_CLEAN)) {
         return true;
     }
@@ -186,7 +193,7 @@ bool pageout_assign(struct pageout *pageout, uint64_t chunk, struct pageout_to *
         return true;
     }
     to->n = 0;
-    return pageout_has_copies(pageout, &homes);
+    return pageout_may_drop(pageout, &homes);
 }
 
 enum pageout_turn pageout_turn_of(const struct pageout *pageout, const struct pageout_to *to)

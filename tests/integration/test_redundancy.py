@@ -3,6 +3,7 @@
 """Sub-hosts are killed, stopped, cut off and filled under load; with a replica or a backup nothing is lost."""
 # TEST-TIMEOUT: 240
 
+import contextlib
 import os
 import sys
 import time
@@ -93,6 +94,31 @@ def test_replica_of_two_makes_do_with_one():
         outs = guest.play("stats")["engine"]["page_outs"]
         guest.play("go")
         eventually(lambda: guest.play("stats")["engine"]["page_outs"] > outs + 100, "page-out goes on", 20)
+        guest.play.check()
+
+
+def test_what_is_here_too_stays_while_at_risk():
+    """As long as no second copy can be made, no page becomes one of those that are in one place only."""
+    with contextlib.ExitStack() as stack, Guest("replica", hosts=3) as guest:
+        guest.play("halt")
+        guest.play("writes", 0)
+        for host in guest.hosts[1:]:  # nobody has room for more than the odd copy
+            control = stack.enter_context(host.control())
+            rest = control.call("query-status")["free"] - 2 * MIB
+            control.call("region-create", name="other", size=rest, reserve=rest)
+        guest.play("go")
+        guest.accident(0, "kill")
+        eventually(lambda: guest.stats()["engine"]["subhosts"][0]["pages"] == 0, "it is done without", 30)
+        least, began = guest.at_risk(), guest.stats()
+        assert least > 0, began
+        end = time.monotonic() + 5
+        while time.monotonic() < end:
+            now = guest.at_risk()
+            assert now <= least, (now, least)
+            least = now
+        stats = guest.stats()
+        assert stats["engine"]["page_ins"] > began["engine"]["page_ins"] + 100, (began, stats)
+        assert stats["engine"]["clean_drops"] > began["engine"]["clean_drops"], "others are dropped"
         guest.play.check()
 
 
