@@ -40,6 +40,18 @@ def _threads(pid):
 
 
 def look(cluster, pagers):
+    """What is there when all daemons are at rest: they hear a little later of connections that have ended."""
+    seen = {}
+
+    def at_rest():
+        before = dict(seen)
+        seen.update(_look(cluster, pagers))
+        return seen == before
+    wait_until("the daemons are at rest", 20, at_rest, 0.5)
+    return dict(seen)
+
+
+def _look(cluster, pagers):
     """Descriptors, threads, processes, files on tmpfs, regions and memory of all daemons."""
     seen = {}
     for subhost in cluster.subhosts:
@@ -58,16 +70,21 @@ def look(cluster, pagers):
     return seen
 
 
+def _left(was, now):
+    """Is there more than before?  Less can only be a connection that had not ended when it began."""
+    return now > was if isinstance(was, int) else now != was
+
+
 def expect_same(cluster, pagers, before, seconds=30):
     """All is as it was before, within some seconds: connections end a little later than guests."""
     now = {}
 
     def same():
-        now.update(look(cluster, pagers))
-        return now == before
+        now.update(_look(cluster, pagers))
+        return not any(_left(before[name][key], now[name][key]) for name in now for key in now[name])
     try:
         wait_until("nothing is left of the guest", seconds, same, 0.1)
     except Failure:
         left = ["%s: %s was %s, is %s" % (name, key, before[name][key], value)
-                for name in now for key, value in now[name].items() if before[name][key] != value]
+                for name in now for key, value in now[name].items() if _left(before[name][key], value)]
         raise Failure("left behind: " + "; ".join(left)) from None
