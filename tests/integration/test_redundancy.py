@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Sub-hosts are killed, stopped, cut off and filled under load; with a replica or a backup nothing is lost."""
-# TEST-TIMEOUT: 240
+# TEST-TIMEOUT: 300
 
 import contextlib
 import os

@@ -1,5 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
+# TEST-TIMEOUT: 240
 """A sub-host can be read, but page-out gets no connection to it: told once, others take the pages, and it comes back."""
 
 import os
