@@ -49,7 +49,7 @@
  * PAGE_IDLE is no state but a remark on a stable LOCAL or CLEAN page: its mapping was taken away to see
  * whether it is accessed, and it was not since (uffd-pager/engine_watch.c).  pagemap_get() hides it,
  * and pagemap_lock() clears it, because whoever takes the page does so for an access, or evicts it.
- * PAGE_TURNS is another: how often the page was so marked since it is here (predictor/sweep.h).  It stays
+ * PAGE_TURNS is another: how often the page was so marked for a second look (predictor/sweep.h).  It stays
  * while the page is taken, and goes when the page does.
  *
  * After a crash of the worker the stable part and the memfd tell the truth
@@ -218,18 +218,23 @@ static inline bool pagemap_idle(const struct pagemap *map, uint64_t page)
     return atomic_load_explicit(&map->pages[page], memory_order_relaxed) & PAGE_IDLE;
 }
 
-/** pagemap_turns() - how often a LOCAL or CLEAN page was marked since it is here; 3: that often or more */
+/** pagemap_turns() - how many marks of a LOCAL or CLEAN page were counted; 3: that many or more */
 static inline unsigned pagemap_turns(const struct pagemap *map, uint64_t page)
 {
     return atomic_load_explicit(&map->pages[page], memory_order_relaxed) / PAGE_TURN;
 }
 
-/** pagemap_mark_idle() - mark a page, if it is LOCAL or CLEAN. Return: whether it is marked now. */
-static inline bool pagemap_mark_idle(struct pagemap *map, uint64_t page)
+/**
+ * pagemap_mark_idle() - mark a page, if it is LOCAL or CLEAN
+ * @counts: count it, too
+ * Return: whether it is marked now.
+ */
+static inline bool pagemap_mark_idle(struct pagemap *map, uint64_t page, bool counts)
 {
     uint8_t byte = atomic_load_explicit(&map->pages[page], memory_order_acquire);
     uint8_t state = byte & (uint8_t)~PAGE_TURNS;
-    uint8_t marked = byte / PAGE_TURN < PAGE_TURNS / PAGE_TURN ? byte + PAGE_TURN : byte;
+    bool more = counts && byte / PAGE_TURN < PAGE_TURNS / PAGE_TURN;
+    uint8_t marked = more ? byte + PAGE_TURN : byte;
 
     return (state == PAGE_LOCAL || state == PAGE_CLEAN) &&
            atomic_compare_exchange_strong_explicit(&map->pages[page], &byte,

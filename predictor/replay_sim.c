@@ -22,7 +22,7 @@ static void sim_mark(struct sim *sim, const struct sweep_step *step)
     for (uint64_t pages = step->watch; pages; pages &= pages - 1) {
         uint8_t *flags = &sim->page[step->first + (unsigned)__builtin_ctzll(pages)];
         *flags |= PAGE_MARKED;
-        *flags += *flags / PAGE_TURN < SWEEP_TURNS ? PAGE_TURN : 0;
+        *flags += step->counts && *flags / PAGE_TURN < 3 ? PAGE_TURN : 0;
     }
 }
 

@@ -9,8 +9,9 @@
  *   - A hand goes round all resident pages in address order.  A page that is touched it has marked as
  *     idle ("watch"); a page that is still idle when the hand comes again leaves.  It is CLOCK, whose
  *     reference bit is a mapping.
- *   - A page that was marked n times and is still here has been in use that often.  It is marked again in one
- *     lap of 2^n only, so what is always in use costs few minor faults.
+ *   - A page that the hand had marked n times and is still here has been in use that often.  It is marked
+ *     again in one lap of 2^n only, up to four, so what is always in use costs few minor faults.  A window has
+ *     its turn as a whole: holes of single pages would break the runs that prefetch lives on.
  *   - Pages that arrive go on probation: a ring that holds a tenth of local memory.  Half-way through
  *     they are marked; whoever is idle at the end leaves, whoever was touched is left to the hand.  A
  *     scan so flows through the ring and drives nothing out, and pages prefetched in vain go first.
@@ -34,6 +35,7 @@
 #define PROBATION_SHARE 10 /* of local memory: how many pages are on probation */
 #define RING_SHARE CHUNK_PAGES /* of all pages: the ring's places */
 #define RING_MIN 64
+#define TURNS_MAX 2
 #define LOOKS_MAX ((int64_t)(SWEEP_LOOKS * SWEEP_WINDOW)) /* saved up, before touched pages leave */
 
 /* One who follows the tail: marks pages half-way, or judges them at the end. */
@@ -202,10 +204,10 @@ static bool hand_advance(struct sweep *sweep)
     return true;
 }
 
-/* In one lap of so many a page is marked; turns differ by page, so that each lap has its share. */
+/* In one lap of so many a page is marked; @turn differs by window, so that each lap has its share. */
 static bool its_turn(uint64_t turn, unsigned marked)
 {
-    return (turn & (((uint64_t)1 << marked) - 1)) == 0;
+    return turn % (1u << (marked < TURNS_MAX ? marked : TURNS_MAX)) == 0;
 }
 
 static void hand_look(struct sweep *sweep, struct sweep_step *step)
@@ -217,7 +219,7 @@ static void hand_look(struct sweep *sweep, struct sweep_step *step)
         enum sweep_state state = sweep_look(sweep, sweep->hand + i);
         if (state >= SWEEP_TOUCHED) {
             sweep->looks++;
-            touched |= (uint64_t)its_turn(turn + i, (unsigned)state - SWEEP_TOUCHED) << i;
+            touched |= (uint64_t)its_turn(turn, (unsigned)state - SWEEP_TOUCHED) << i;
         }
         idle |= (uint64_t)(state == SWEEP_IDLE) << i;
     }
@@ -228,7 +230,7 @@ static void hand_look(struct sweep *sweep, struct sweep_step *step)
         touched &= ~one;
         idle |= one;
     }
-    *step = (struct sweep_step){.first = sweep->hand, .watch = touched, .leave = idle};
+    *step = (struct sweep_step){.first = sweep->hand, .watch = touched, .counts = true, .leave = idle};
 }
 
 bool sweep_next(struct sweep *sweep, uint64_t local_pages, struct sweep_step *step)
@@ -240,7 +242,7 @@ bool sweep_next(struct sweep *sweep, uint64_t local_pages, struct sweep_step *st
     if (step->leave) {
         return true;
     }
-    for (unsigned laps = 0; laps <= 1u << SWEEP_TURNS; laps += sweep->hand <= before) {
+    for (unsigned laps = 0; laps <= 1u << TURNS_MAX; laps += sweep->hand <= before) {
         before = sweep->hand;
         if (!hand_advance(sweep)) {
             return false;

@@ -14,7 +14,6 @@
 #include <stdint.h>
 
 #define SWEEP_WINDOW 64u /* pages looked at together; a step is about one aligned window */
-#define SWEEP_TURNS 3u   /* the caller counts to this how often a page was marked while it is here */
 #define SWEEP_LOOKS 32u  /* pages looked at for each that leaves, at most, over time */
 
 struct sweep;
@@ -22,7 +21,7 @@ struct sweep;
 enum sweep_state {
     SWEEP_ABSENT,  /* not here, or somebody is changing it */
     SWEEP_IDLE,    /* marked, and not accessed since */
-    SWEEP_TOUCHED, /* accessed since it was marked, or never marked; + n: marked n times, SWEEP_TURNS at most */
+    SWEEP_TOUCHED, /* accessed since it was marked, or never marked; + n: the hand had it marked n times, 3 at most */
 };
 
 struct sweep_view {
@@ -35,6 +34,7 @@ struct sweep_view {
 struct sweep_step {
     uint64_t first; /* page, a multiple of SWEEP_WINDOW */
     uint64_t watch; /* bit i: mark page first + i as idle, and see whether it is accessed */
+    bool counts;    /* the hand wants them marked: count it for each, as long as the page is here */
     uint64_t leave; /* bit i: page it out */
 };
 

@@ -119,10 +119,10 @@ static void test_idle_marks(void **state)
 
     (void)state;
     assert_int_equal(pagemap_create(&map, NULL, uuid, N_PAGES, &reason), 0);
-    assert_false(pagemap_mark_idle(&map, 1)); /* UNTOUCHED */
+    assert_false(pagemap_mark_idle(&map, 1, false)); /* UNTOUCHED */
     for (uint8_t stable = PAGE_LOCAL; stable <= PAGE_CLEAN; stable += PAGE_CLEAN - PAGE_LOCAL) {
         pagemap_unlock(&map, 1, stable);
-        assert_true(pagemap_mark_idle(&map, 1));
+        assert_true(pagemap_mark_idle(&map, 1, false));
         assert_true(pagemap_idle(&map, 1));
         assert_int_equal(pagemap_get(&map, 1), stable); /* the mark is no state */
         assert_false(pagemap_lock(&map, 1, PAGE_REMOTE));
@@ -130,13 +130,13 @@ static void test_idle_marks(void **state)
         assert_true(pagemap_lock(&map, 1, stable)); /* whoever takes the page ends it */
         assert_false(pagemap_idle(&map, 1));
         assert_int_equal(pagemap_get(&map, 1), stable | PAGE_BUSY);
-        assert_false(pagemap_mark_idle(&map, 1));
+        assert_false(pagemap_mark_idle(&map, 1, false));
         assert_true(page_missed(&map, 1));
         assert_true(page_release(&map, 1, stable));
         assert_int_equal(pagemap_get(&map, 1), stable);
     }
     pagemap_unlock(&map, 1, PAGE_REMOTE);
-    assert_false(pagemap_mark_idle(&map, 1));
+    assert_false(pagemap_mark_idle(&map, 1, false));
     pagemap_close(&map);
 }
 
@@ -150,8 +150,8 @@ static void test_marks_are_counted(void **state)
     pagemap_unlock(&map, 1, PAGE_LOCAL);
     for (unsigned marked = 0; marked < 6; marked++) {
         assert_int_equal(pagemap_turns(&map, 1), marked < 3 ? marked : 3);
-        assert_true(pagemap_mark_idle(&map, 1));
-        assert_false(pagemap_mark_idle(&map, 1)); /* it is */
+        assert_true(pagemap_mark_idle(&map, 1, true));
+        assert_false(pagemap_mark_idle(&map, 1, true)); /* it is */
         assert_true(pagemap_lock(&map, 1, PAGE_LOCAL));
         assert_true(page_missed(&map, 1));
         page_retag(&map, 1, PAGE_CLEAN);
@@ -160,6 +160,8 @@ static void test_marks_are_counted(void **state)
         assert_true(page_release(&map, 1, PAGE_LOCAL));
         assert_int_equal(pagemap_get(&map, 1), PAGE_LOCAL);
     }
+    assert_true(pagemap_mark_idle(&map, 1, false));
+    assert_int_equal(pagemap_turns(&map, 1), 3);
     assert_true(pagemap_lock(&map, 1, PAGE_LOCAL));
     assert_false(page_release(&map, 1, PAGE_REMOTE)); /* it goes with the page */
     assert_int_equal(map.pages[1], PAGE_REMOTE);

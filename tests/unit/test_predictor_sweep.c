@@ -99,7 +99,7 @@ static void test_untouched_pages_leave_touched_ones_stay(void **state)
 static void test_pages_in_use_are_asked_less_often(void **state)
 {
     (void)state;
-    for (unsigned marked = 0; marked <= SWEEP_TURNS; marked++) {
+    for (unsigned marked = 0; marked <= 3; marked++) {
         static struct guest guest;
         guest = (struct guest){0};
         struct sweep *sweep = guest_sweep(&guest);
@@ -108,9 +108,10 @@ static void test_pages_in_use_are_asked_less_often(void **state)
             guest_put(&guest, page, SWEEP_TOUCHED + marked);
         }
         unsigned steps = 2 * CHUNK_PAGES / SWEEP_WINDOW; /* two laps of those that ask at all */
-        for (unsigned i = 0; i < steps << marked; i++) {
+        for (unsigned i = 0; i < steps; i++) { /* all windows' turns, but not in each lap */
             struct sweep_step step;
             assert_true(sweep_next(sweep, 1 << 20, &step));
+            assert_true(step.counts);
             /* Some are to leave after so many looks without one that is idle; here they stay. */
             for (uint64_t turn = step.watch | step.leave; turn; turn &= turn - 1) {
                 asked[step.first + (unsigned)__builtin_ctzll(turn)]++;
