@@ -483,10 +483,9 @@ static int move_home(struct chunk_mover *mover, const struct layout_block *block
 static void move_leave(struct chunk_mover *mover, uint8_t place, uint64_t first, unsigned n)
 {
     struct link_host *host = place == PAGEMAP_BACKUP ? NULL : &mover->engine->hosts[place];
+    bool freed = (!host || link_takes(host)) && move_write(mover, place, first, n, false) >= 0;
 
-    if (host && !link_takes(host)) {
-        atomic_store(&host->leftovers, true);
-    } else if (move_write(mover, place, first, n, false) < 0 && host) {
+    if (host && !freed) {
         atomic_store(&host->leftovers, true);
     }
 }
