@@ -12,7 +12,7 @@
  *   - A page that the hand had marked n times and is still here has been in use that often.  It is marked
  *     again in one lap of 2^n only, up to four, so what is always in use costs few minor faults.  A window has
  *     its turn as a whole: holes of single pages would break the runs that prefetch lives on.
- *   - Pages that arrive go on probation: a ring that holds a tenth of local memory.  Half-way through
+ *   - Pages that arrive go on probation: a ring that holds a ninth of local memory.  Half-way through
  *     they are marked; whoever is idle at the end leaves, whoever was touched is left to the hand.  A
  *     scan so flows through the ring and drives nothing out, and pages prefetched in vain go first.
  *
@@ -32,7 +32,7 @@
 
 #include "common/units.h"
 
-#define PROBATION_SHARE 10 /* of local memory: how many pages are on probation */
+#define PROBATION_SHARE 9 /* of local memory: how many pages are on probation */
 #define RING_SHARE CHUNK_PAGES /* of all pages: the ring's places */
 #define RING_MIN 64
 #define TURNS_MAX 2
