@@ -14,7 +14,7 @@ import checks
 from checks import eventually
 from network import Network
 from redundancy import Guest
-from subhost import MIB
+from subhost import MIB, PAGE
 
 
 def survives(guest, index, how):
@@ -97,6 +97,16 @@ def test_replica_of_two_makes_do_with_one():
         guest.play.check()
 
 
+def risk(guest):
+    """Bytes at risk, but for what is so only because a sub-host that is well is slow to answer for a moment."""
+    seen = []
+    while len(seen) < 2:
+        subhosts = guest.stats()["engine"]["subhosts"]
+        well = all(subhost["connected"] for subhost in subhosts[1:])
+        seen = seen + [sum(subhost["at_risk"] for subhost in subhosts) * PAGE] if well else []
+    return min(seen)
+
+
 def test_what_is_here_too_stays_while_at_risk():
     """As long as no second copy can be made, no page becomes one of those that are in one place only."""
     with contextlib.ExitStack() as stack, Guest("replica", hosts=3) as guest:
@@ -109,11 +119,17 @@ def test_what_is_here_too_stays_while_at_risk():
         guest.play("go")
         guest.accident(0, "kill")
         eventually(lambda: guest.stats()["engine"]["subhosts"][0]["pages"] == 0, "it is done without", 30)
-        least, began = guest.at_risk(), guest.stats()
+        # That was where it was the first place; where it was the second one, it goes chunk by chunk, too.
+        most, quiet = risk(guest), time.monotonic()
+        while time.monotonic() < quiet + 2:
+            now = risk(guest)
+            if now > most:
+                most, quiet = now, time.monotonic()
+        least, began = risk(guest), guest.stats()
         assert least > 0, began
         end = time.monotonic() + 5
         while time.monotonic() < end:
-            now = guest.at_risk()
+            now = risk(guest)
             assert now <= least, (now, least)
             least = now
         stats = guest.stats()
