@@ -509,8 +509,9 @@ class Qemu:
                 self.events.append(message)
             elif "error" in message:
                 raise QMPError(message["error"]["desc"])
-            else:
+            elif "return" in message:
                 return message["return"]
+            # else a second greeting: QEMU may give two to a client that came just as the monitor was set up
 
     def pager_property(self, name):
         return self.command("qom-get", path="/objects/pager0", property=name)
