@@ -123,15 +123,15 @@ static int control_result(const json_t *answer, json_t **result, struct reason *
     return 0;
 }
 
-int control_call(struct control_client *client, const char *verb, json_t *args, json_t **result,
-                 int timeout_ms, struct reason *reason)
+/* One request.  Return: 0 and a reference in *answer, or -errno; then the connection is broken. */
+static int control_ask(struct control_client *client, const char *verb, json_t *args,
+                       json_t **answer, uint64_t deadline, struct reason *reason)
 {
-    uint64_t deadline = control_deadline(timeout_ms);
     json_int_t id = (json_int_t)++client->next_id;
     json_t *request = json_pack("{s:s, s:I}", "execute", verb, "id", id);
 
     if (args) {
-        json_object_set_new(request, "arguments", args);
+        json_object_set(request, "arguments", args);
     }
     int err = client->broken ? -ECONNRESET : control_line_write(&client->channel, request);
     json_decref(request);
@@ -147,16 +147,47 @@ int control_call(struct control_client *client, const char *verb, json_t *args, 
             client->broken = true;
             return err;
         }
-        bool ours = !control_deliver(client, object) &&
-                    json_integer_value(json_object_get(object, "id")) == id;
-        if (ours) {
-            err = control_result(object, result, reason);
+        if (!control_deliver(client, object) &&
+            json_integer_value(json_object_get(object, "id")) == id) {
+            *answer = object;
+            return 0;
         }
         json_decref(object);
-        if (ours) {
-            return err;
+    }
+}
+
+/*
+ * QEMU greets a client twice that comes in the moment its monitor is set up, and with the second
+ * greeting forgets that the client has negotiated.  What it refuses for that has not been run.
+ */
+static bool control_must_negotiate(const json_t *answer)
+{
+    const char *desc = json_string_value(json_object_get(json_object_get(answer, "error"), "desc"));
+
+    return desc && strncmp(desc, "Expecting capabilities negotiation", 34) == 0;
+}
+
+int control_call(struct control_client *client, const char *verb, json_t *args, json_t **result,
+                 int timeout_ms, struct reason *reason)
+{
+    uint64_t deadline = control_deadline(timeout_ms);
+    json_t *answer = NULL;
+    int err = control_ask(client, verb, args, &answer, deadline, reason);
+
+    if (err == 0 && control_must_negotiate(answer)) {
+        json_decref(answer);
+        err = control_ask(client, "qmp_capabilities", NULL, &answer, deadline, reason);
+        if (err == 0) {
+            json_decref(answer);
+            err = control_ask(client, verb, args, &answer, deadline, reason);
         }
     }
+    if (err == 0) {
+        err = control_result(answer, result, reason);
+        json_decref(answer);
+    }
+    json_decref(args);
+    return err;
 }
 
 int control_poll(struct control_client *client)

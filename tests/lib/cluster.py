@@ -104,6 +104,10 @@ class Control:
                 self.events.append(answer)
             elif answer.get("id") != self.id:
                 continue  # of a client before us: QMP's socket serves one after the other
+            elif "error" in answer and answer["error"]["desc"].startswith("Expecting capabilities negotiation"):
+                # QEMU greets a client that comes just as its monitor is set up twice, and wants this after each.
+                self.call("qmp_capabilities")
+                return self.call(verb, **arguments)
             elif "error" in answer:
                 raise Failure("%s: %s" % (verb, answer["error"]["desc"]))
             else:

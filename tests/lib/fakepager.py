@@ -508,10 +508,14 @@ class Qemu:
             if "event" in message:
                 self.events.append(message)
             elif "error" in message:
-                raise QMPError(message["error"]["desc"])
+                if not message["error"]["desc"].startswith("Expecting capabilities negotiation"):
+                    raise QMPError(message["error"]["desc"])
+                self.command("qmp_capabilities")
+                return self.command(execute, **arguments)
             elif "return" in message:
                 return message["return"]
-            # else a second greeting: QEMU may give two to a client that came just as the monitor was set up
+            # Else a second greeting: QEMU gives two to a client that comes just as its monitor is set up,
+            # and wants the capabilities to be negotiated after each.
 
     def pager_property(self, name):
         return self.command("qom-get", path="/objects/pager0", property=name)

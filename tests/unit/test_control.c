@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include <errno.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -81,6 +82,57 @@ static struct control_client *connect_client(void)
     assert_int_equal(control_connect(&client, &address, 5000, &reason), 0);
     connected++;
     return client;
+}
+
+/* A QMP server that greets again after the negotiation, and wants another one then. */
+static void *forgetful_qmp(void *opaque)
+{
+    static const char *const said[] = {
+        "{\"QMP\": {}}\n", "{\"return\": {}, \"id\": 1}\n{\"QMP\": {}}\n",
+        "{\"error\": {\"class\": \"CommandNotFound\", \"desc\": \"Expecting capabilities "
+        "negotiation with 'qmp_capabilities'\"}, \"id\": 2}\n",
+        "{\"return\": {}, \"id\": 3}\n", "{\"return\": {\"status\": \"running\"}, \"id\": 4}\n"};
+    static const char *const asked[] = {"qmp_capabilities", "query-status", "qmp_capabilities",
+                                        "query-status", ""};
+    int fd = accept(*(int *)opaque, NULL, NULL);
+    char line[256];
+    intptr_t right = 1;
+
+    for (size_t i = 0; i < 5; i++) {
+        size_t length = 0;
+        right &= write(fd, said[i], strlen(said[i])) == (ssize_t)strlen(said[i]);
+        while (length + 1 < sizeof(line) && read(fd, line + length, 1) == 1 &&
+               line[length] != '\n') {
+            length++;
+        }
+        line[length] = 0;
+        right &= strstr(line, asked[i]) != NULL;
+    }
+    close(fd);
+    return (void *)right;
+}
+
+static void a_second_greeting_is_negotiated_again(void **state)
+{
+    struct endpoint there = {.host = "127.0.0.1"};
+    struct control_client *client = NULL;
+    struct reason reason = {""};
+    json_t *result = NULL;
+    pthread_t thread;
+    void *right = NULL;
+
+    (void)state;
+    int listener = endpoint_listen(&there, &reason);
+    assert_true(listener >= 0);
+    assert_int_equal(pthread_create(&thread, NULL, forgetful_qmp, &listener), 0);
+    assert_int_equal(control_connect(&client, &there, 5000, &reason), 0);
+    assert_int_equal(control_call(client, "query-status", NULL, &result, 5000, &reason), 0);
+    assert_string_equal(json_string_value(json_object_get(result, "status")), "running");
+    json_decref(result);
+    control_close(client);
+    pthread_join(thread, &right);
+    close(listener);
+    assert_true(right);
 }
 
 static void verbs_answer(void **state)
@@ -179,6 +231,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(verbs_answer),
+        cmocka_unit_test(a_second_greeting_is_negotiated_again),
         cmocka_unit_test(events_come_between),
         cmocka_unit_test(close_is_noticed),
         cmocka_unit_test(garbage_costs_one_connection),
