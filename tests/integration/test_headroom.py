@@ -20,7 +20,7 @@ from subhost import MIB, Subhost
 SIZE = 96 * MIB
 GROUP = 256 * MIB
 HEADROOM = 64 * MIB
-HOG = 165 * MIB      # some of it must go
+HOG = 172 * MIB      # of 16 MiB stored 7 must go, and of more as much more: the server and the hog take 11 themselves
 BIG_HOG = 190 * MIB  # all of it
 SLAB = 4 * MIB
 
@@ -61,8 +61,7 @@ def test_hog_under_load():
         play("go")
         first = status(controls[0])
         assert first["available"] > HEADROOM and first["lendable"] == 128 * MIB, first
-        held = stored(controls[0])
-        assert held > 8 * MIB, held
+        eventually(lambda: stored(controls[0]) > 16 * MIB, "it holds a third or so of what is not resident", 20)
         began = time.monotonic()
         group.eat(HOG)
         eventually(lambda: status(controls[0])["lendable"] < 128 * MIB, "it lends less", 5)
