@@ -11,8 +11,8 @@
 
 struct memstat_subhost {
     char name[POLICY_NAME_LEN];
-    uint64_t remote; /* bytes that are only there */
-    uint64_t stored; /* these, and copies of clean pages that are resident, too */
+    uint64_t remote; /* bytes that are not on the main host, and there first: with a replica each counts once */
+    uint64_t stored; /* all that is there: second copies, and copies of clean pages that are resident, too */
     uint64_t at_risk; /* there and nowhere else */
     bool connected;
 };

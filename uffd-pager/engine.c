@@ -434,12 +434,16 @@ static json_t *engine_subhosts(struct engine *engine)
     json_t *array = json_array();
 
     for (uint64_t chunk = 0; chunk < engine->map->n_chunks; chunk++) {
-        uint8_t host = atomic_load_explicit(&engine->map->subhost[chunk], memory_order_relaxed);
-        if (host < engine->config.n_subhosts) {
-            struct pagemap_counts counts;
+        struct homes homes = homes_of(engine, chunk);
+        struct pagemap_counts counts;
+        if (homes.n) {
             pagemap_count(engine->map, chunk * CHUNK_PAGES, CHUNK_PAGES, &counts);
-            pages[host] += counts.remote + counts.clean;
-            remote[host] += counts.remote;
+        }
+        for (unsigned i = 0; i < homes.n; i++) {
+            if (homes.place[i] != PAGEMAP_BACKUP) {
+                pages[homes.place[i]] += counts.remote + counts.clean;
+                remote[homes.place[i]] += i == 0 ? counts.remote : 0; /* each once: they are added up */
+            }
         }
     }
     for (unsigned i = 0; i < engine->config.n_subhosts; i++) {
