@@ -8,22 +8,18 @@ peer is the same by our TCP. Rows go to BUILD/bench-rdma.json.
 import json
 import os
 import re
-import subprocess
 import sys
 
-TOP = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
-BUILD = os.environ.get("BUILD", "build")
+from labkit import BUILD, TOP, NoLab, run
 
 
 def main():
-    lab = subprocess.run([sys.executable, "-c", "import lab; lab.run('rdma-bench', limit=240)"],
-                         cwd=os.path.join(TOP, "tests", "lab"), stdin=subprocess.DEVNULL,
-                         stdout=subprocess.PIPE, text=True, env=dict(os.environ, BUILD=BUILD))
-    rows = [json.loads(text) for text in re.findall(r"bench: (\{.*\})$", lab.stdout, re.M)]
-    if lab.returncode or not rows:
-        print(lab.stdout)
-        sys.exit(lab.returncode or "the lab printed no results")
-    print("\n".join(re.findall(r"^ *[\d.]+  (.*; sleeps of .*|  READs without a pager.*)$", lab.stdout, re.M)))
+    try:
+        console, rows = run("rdma-bench")
+    except NoLab as why:
+        print(why)
+        sys.exit(77)
+    print("\n".join(re.findall(r"^ *[\d.]+  (.*; sleeps of .*|  READs without a pager.*)$", console, re.M)))
     for row in rows:
         print("%(name)-42s ours %(ours)10s   TCP %(peer)10s   floor %(floor)10s   %(unit)s   ratio %(ratio)s "
               "target %(target)s" % row)

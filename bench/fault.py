@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """make bench-fault: what a fault costs, beside the floor and swapping, in one run.
 
-    BENCH_RUNS=5 BENCH_PARTS=latency,pageout,busy,bookkeeping,swap,postcopy make bench-fault
+    BENCH_RUNS=5 BENCH_PARTS=latency,pageout,busy,bookkeeping,swap,postcopy,kvm make bench-fault
 
 latency      first touches of remote pages by 1 to 16 threads, and of pages that nobody has touched before;
              floor: a bare exchange on loopback plus a bare UFFDIO_COPY handler (bench/fault_floor.c)
@@ -11,6 +11,8 @@ bookkeeping  bytes a page; a sparse guest of 1 TiB; the cost of a victim
 swap         peers: the same touches of pages that were swapped out, to zram and to a file
 postcopy     a peer: how long a vCPU of the test guest waits for a page after stock QEMU's postcopy has switched
              over, beside the same guest split; both as the one who answers the fault measures it
+kvm          first touches by a vCPU of a KVM guest, of remote and of untouched pages, in the lab; floor: as for
+             latency, its faults by the same vCPU (bench/fault_kvm.py)
 
 The guest is tests/tools/guestplay, a native process that hands its memfd and userfaultfd over as QEMU does,
 split by a real migration over a sub-host.  Ours and the floor take turns; medians of the rounds are compared.
@@ -27,10 +29,11 @@ import time
 TOP = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
 sys.path.insert(0, os.path.join(TOP, "tests", "lib"))
 from cluster import *  # noqa: F401,F403,E402
+import fault_kvm  # noqa: E402
 from splitkit import Split, SwapFile, Zram, cpu_ns  # noqa: E402
 
 RUNS = int(os.environ.get("BENCH_RUNS", "5"))
-PARTS = os.environ.get("BENCH_PARTS", "latency,pageout,busy,bookkeeping,swap,postcopy").split(",")
+PARTS = os.environ.get("BENCH_PARTS", "latency,pageout,busy,bookkeeping,swap,postcopy,kvm").split(",")
 COUNT = 3000  # faults a round
 STORM = 4000  # and with many threads
 THREADS = (1, 2, 4, 8, 16)
@@ -365,7 +368,8 @@ start = time.monotonic()
 try:
     for part in PARTS:
         {"latency": part_latency, "pageout": part_pageout, "busy": part_busy,
-         "bookkeeping": part_bookkeeping, "swap": part_swap, "postcopy": part_postcopy}[part]()
+         "bookkeeping": part_bookkeeping, "swap": part_swap, "postcopy": part_postcopy,
+         "kvm": lambda: fault_kvm.part(row)}[part]()
 except (Failure, subprocess.CalledProcessError) as failure:
     print("bench-fault: %s" % failure)
     sys.exit(1)

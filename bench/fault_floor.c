@@ -3,8 +3,12 @@
  * fault_floor.c - what a fault and page-out cost without a pager around them
  *
  *   fault_floor tcp N [spin]       N exchanges of a 28-byte request and a 16+4096-byte reply on loopback
- *   fault_floor copy N [spin]      N faults on a memfd, answered by a bare loop of read and UFFDIO_COPY
- *   fault_floor zero N [spin]      the same with UFFDIO_ZEROPAGE
+ *   fault_floor copy N [spin] [vcpu|vcpu-async]
+ *                                  N faults on a memfd, answered by a bare loop of read and
+ *                                  UFFDIO_COPY: of this process, or of a KVM guest's vCPU in either
+ *                                  of the ways that it can wait (vcpu.h)
+ *   fault_floor zero N [spin] [vcpu|vcpu-async]
+ *                                  the same with UFFDIO_ZEROPAGE
  *   fault_floor pageout MIB        memfd -> pread -> TCP -> fresh memfd, then the hole is punched
  *   fault_floor drop MIB           holes are punched, nothing is sent
  *   fault_floor swap N CGROUP      N first touches of pages that were swapped out because a memory cgroup,
@@ -37,6 +41,7 @@
 #include <unistd.h>
 
 #include "bench/latency.h"
+#include "tests/tools/vcpu.h"
 
 #define PAGE ((size_t)4096)
 #define REQUEST 28u
@@ -165,6 +170,19 @@ static void handler_main(int uffd, bool copy, bool spin)
     }
 }
 
+enum toucher { PROCESS, VCPU, VCPU_ASYNC };
+
+static void touch_by_vcpu(void *memory, size_t n, bool asynchronous)
+{
+    uint64_t *took = calloc(n, sizeof(*took)), *offset = calloc(n, sizeof(*offset));
+
+    for (size_t i = 0; took && offset && i < n; i++) {
+        offset[i] = i * SCATTER % n * PAGE;
+    }
+    vcpu_touch(memory, n * PAGE, offset, n, asynchronous, took);
+    print_latency(took, n);
+}
+
 static void touch_all(volatile uint8_t *memory, size_t n)
 {
     uint64_t *took = calloc(n, sizeof(*took));
@@ -178,7 +196,7 @@ static void touch_all(volatile uint8_t *memory, size_t n)
     print_latency(took, n);
 }
 
-static void run_fault(size_t n, bool copy, bool spin)
+static void run_fault(size_t n, bool copy, bool spin, enum toucher toucher)
 {
     int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
     struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_MISSING_SHMEM};
@@ -198,7 +216,11 @@ static void run_fault(size_t n, bool copy, bool spin)
     if (child == 0) {
         handler_main(uffd, copy, spin);
     }
-    touch_all(memory, n);
+    if (toucher == PROCESS) {
+        touch_all(memory, n);
+    } else {
+        touch_by_vcpu(memory, n, toucher == VCPU_ASYNC);
+    }
     kill(child, SIGKILL);
     wait(NULL);
 }
@@ -354,7 +376,8 @@ static void run_swap(size_t n, const char *cgroup)
 
 static int usage(void)
 {
-    fprintf(stderr, "usage: fault_floor tcp|copy|zero N [spin] | pageout|drop MIB | swap N CGROUP\n");
+    fprintf(stderr, "usage: fault_floor tcp N [spin] | copy|zero N [spin] [vcpu|vcpu-async] |"
+                    " pageout|drop MIB | swap N CGROUP\n");
     return 2;
 }
 
@@ -363,6 +386,10 @@ int main(int argc, char **argv)
     const char *what = argc > 2 ? argv[1] : "";
     size_t n = argc > 2 ? strtoull(argv[2], NULL, 0) : 0;
     bool spin = argc > 3 && strcmp(argv[3], "spin") == 0;
+    const char *who = argc > 3 + spin ? argv[3 + spin] : "";
+    enum toucher toucher = strcmp(who, "vcpu") == 0         ? VCPU
+                           : strcmp(who, "vcpu-async") == 0 ? VCPU_ASYNC
+                                                            : PROCESS;
 
     if (n == 0 || n > 1u << 24) {
         return usage();
@@ -370,7 +397,7 @@ int main(int argc, char **argv)
     if (strcmp(what, "tcp") == 0) {
         run_tcp(n, spin);
     } else if (strcmp(what, "copy") == 0 || strcmp(what, "zero") == 0) {
-        run_fault(n, what[0] == 'c', spin);
+        run_fault(n, what[0] == 'c', spin, toucher);
     } else if (strcmp(what, "pageout") == 0 || strcmp(what, "drop") == 0) {
         run_pageout(n << 20, what[0] == 'p');
     } else if (strcmp(what, "swap") == 0 && argc > 3) {

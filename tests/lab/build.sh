@@ -166,8 +166,11 @@ build_ours() {
     rm -rf "$root"
     mkdir -p "$root/lab/tests/guest"
     programs /lab/build/bin "$build"/bin/*
-    programs /lab/build/tests/tools "$build/tests/tools/engineplay" "$build/tests/tools/movertool"
+    programs /lab/build/tests/tools "$build/tests/tools/engineplay" "$build/tests/tools/guestplay" \
+        "$build/tests/tools/movertool"
     cp -r "$top/tests/lib" "$top/tests/lab/tests" "$root/lab/tests/"
+    mkdir "$root/lab/bench"
+    cp "$top/bench/splitkit.py" "$root/lab/bench/"
     mkdir "$root/lab/tests/lab"
     mv "$root/lab/tests/tests" "$root/lab/tests/lab/"
     rm -rf "$root"/lab/tests/*/__pycache__
@@ -218,7 +221,7 @@ if [ ! -s "$base" ]; then
 fi
 
 initrd=$build/lab/initrd
-ours=$({ echo "$base"; cat "$here/build.sh" "$here/init" "$here"/tests/* "$top"/tests/lib/*.py "$build"/bin/* "$build"/tests/tools/*play "$build"/tests/tools/movertool; } | key)
+ours=$({ echo "$base"; cat "$here/build.sh" "$here/init" "$here"/tests/* "$top"/tests/lib/*.py "$top/bench/splitkit.py" "$build"/bin/* "$build"/tests/tools/*play "$build"/tests/tools/movertool; } | key)
 if [ ! -s "$initrd" ] || [ "$(cat "$initrd.key" 2>/dev/null)" != "$ours" ]; then
     rm -f "$initrd.key"
     build_ours "$build/lab/ours.cpio"

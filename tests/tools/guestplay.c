@@ -19,6 +19,7 @@
  *   discard FIRST N   pages
  *   bench FIRST N S   latency of first touches of N pages, S pages apart
  *   storm T W FIRST N S  the same by T threads in a scattered order, W: 1 to write; and the time it took
+ *   vcpu A FIRST N S  the same by a KVM guest's vCPU, read only; A: 1 to wait as QEMU's do (vcpu.h)
  *   load FILE         a trace of a program (predictor/replay.h); returns its events and pages
  *   pace              ns that a thousand rounds of the trace's arithmetic take
  *   trace FIRST N W S play N of its events, each followed by W rounds of arithmetic, for S ms at most (playtrace.h)
@@ -32,6 +33,7 @@
 #include "common/handoff_io.h"
 #include "tests/tools/playguest.h"
 #include "tests/tools/playtrace.h"
+#include "tests/tools/vcpu.h"
 
 #define SECONDS 1000000u
 #define MAX_RUNS 1024u
@@ -418,6 +420,13 @@ static json_t *stats(void)
     return result;
 }
 
+static json_t *say_latency(const struct play_latency *latency)
+{
+    return json_pack("{s:I, s:I, s:I, s:I}", "count", (json_int_t)latency->count, "p50_ns",
+                     (json_int_t)latency->p50_ns, "p99_ns", (json_int_t)latency->p99_ns, "max_ns",
+                     (json_int_t)latency->max_ns);
+}
+
 static json_t *storm(const struct play_storm *what)
 {
     uint64_t elapsed_ns;
@@ -426,9 +435,29 @@ static json_t *storm(const struct play_storm *what)
         return json_pack("{s:i}", "err", -EINVAL);
     }
     struct play_latency latency = play_storm(play, what, &elapsed_ns);
-    return json_pack("{s:I, s:I, s:I, s:I, s:I}", "count", (json_int_t)latency.count, "p50_ns",
-                     (json_int_t)latency.p50_ns, "p99_ns", (json_int_t)latency.p99_ns, "max_ns",
-                     (json_int_t)latency.max_ns, "elapsed_ns", (json_int_t)elapsed_ns);
+    json_t *result = say_latency(&latency);
+    json_object_set_new(result, "elapsed_ns", json_integer((json_int_t)elapsed_ns));
+    return result;
+}
+
+/* What a storm by one thread does, by a vCPU that has the first block as its memory. */
+static json_t *storm_by_vcpu(bool asynchronous, uint64_t first, uint64_t n, uint64_t step)
+{
+    uint64_t *took = calloc(n + 1, sizeof(*took)), *offset = calloc(n + 1, sizeof(*offset));
+    json_t *result = json_pack("{s:i}", "err", -EINVAL);
+
+    if (took && offset && n && first + (n - 1) * step < play->block[0].size / PAGE_BYTES) {
+        for (uint64_t i = 0; i < n; i++) {
+            offset[i] = (first + i * PLAY_SCATTER % n * step) * PAGE_BYTES;
+        }
+        vcpu_touch(play->block[0].base, play->block[0].size, offset, n, asynchronous, took);
+        struct play_latency latency = play_latency(took, n);
+        json_decref(result);
+        result = say_latency(&latency);
+    }
+    free(took);
+    free(offset);
+    return result;
 }
 
 static struct trace trace;
@@ -473,9 +502,10 @@ static json_t *obey_numbers(const char *line)
     }
     if (sscanf(line, "bench %" SCNu64 " %" SCNu64 " %" SCNu64, &a, &b, &c) == 3) {
         struct play_latency latency = play_bench(play, a, b, c);
-        return json_pack("{s:I, s:I, s:I, s:I}", "count", (json_int_t)latency.count, "p50_ns",
-                         (json_int_t)latency.p50_ns, "p99_ns", (json_int_t)latency.p99_ns, "max_ns",
-                         (json_int_t)latency.max_ns);
+        return say_latency(&latency);
+    }
+    if (sscanf(line, "vcpu %" SCNu64 " %" SCNu64 " %" SCNu64 " %" SCNu64, &a, &b, &c, &d) == 4) {
+        return storm_by_vcpu(a != 0, b, c, d);
     }
     if (sscanf(line, "discard %" SCNu64 " %" SCNu64, &a, &b) == 2) {
         return discard(a, b);

@@ -438,6 +438,16 @@ static inline uint64_t play_now_ns(void)
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
+/** play_latency() - sorts @took, which is not empty */
+static inline struct play_latency play_latency(uint64_t *took, uint64_t count)
+{
+    qsort(took, count, sizeof(*took), play_compare_u64);
+    return (struct play_latency){.count = count,
+                                 .p50_ns = took[count / 2],
+                                 .p99_ns = took[count - 1 - count / 100],
+                                 .max_ns = took[count - 1]};
+}
+
 static inline struct play_latency play_bench(struct play *play, uint64_t first, uint64_t n,
                                              uint64_t stride)
 {
@@ -455,11 +465,7 @@ static inline struct play_latency play_bench(struct play *play, uint64_t first, 
         }
     }
     if (count) {
-        qsort(took, count, sizeof(*took), play_compare_u64);
-        latency = (struct play_latency){.count = count,
-                                        .p50_ns = took[count / 2],
-                                        .p99_ns = took[count - 1 - count / 100],
-                                        .max_ns = took[count - 1]};
+        latency = play_latency(took, count);
     }
     free(took);
     return latency;
@@ -521,11 +527,7 @@ static inline struct play_latency play_storm(struct play *play, const struct pla
     }
     *elapsed_ns = play_now_ns() - began;
     if (took && what->n) {
-        qsort(took, what->n, sizeof(*took), play_compare_u64);
-        latency = (struct play_latency){.count = what->n,
-                                        .p50_ns = took[what->n / 2],
-                                        .p99_ns = took[what->n - 1 - what->n / 100],
-                                        .max_ns = took[what->n - 1]};
+        latency = play_latency(took, what->n);
     }
     free(took);
     return latency;
