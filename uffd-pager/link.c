@@ -197,6 +197,23 @@ const void *link_payload(struct link *link, uint32_t length)
     return link->rx + link->rx_at + sizeof(struct nbd_simple_reply);
 }
 
+/* Writes only what changes: all threads that fetch pages come here. */
+static void link_answered(struct link_host *host, bool strict)
+{
+    _Atomic bool *unanswered = strict ? &host->reads_unanswered : &host->writes_unanswered;
+
+    if (atomic_load_explicit(unanswered, memory_order_relaxed)) {
+        atomic_store_explicit(unanswered, false, memory_order_relaxed);
+    }
+    if (atomic_load_explicit(&host->trouble_us, memory_order_relaxed) &&
+        (strict || !atomic_load_explicit(&host->reads_unanswered, memory_order_relaxed))) {
+        atomic_store_explicit(&host->trouble_us, 0, memory_order_release);
+    }
+    if (!strict && atomic_load_explicit(&host->write_trouble_us, memory_order_relaxed)) {
+        atomic_store_explicit(&host->write_trouble_us, 0, memory_order_release);
+    }
+}
+
 void link_consume(struct link *link, uint32_t length, bool valid, uint64_t now_us)
 {
     link->rx_at += sizeof(struct nbd_simple_reply) + length;
@@ -204,12 +221,8 @@ void link_consume(struct link *link, uint32_t length, bool valid, uint64_t now_u
         link->owed--;
     }
     link->owed_us = now_us;
-    if (valid && atomic_load_explicit(&link->host->trouble_us, memory_order_relaxed)) {
-        atomic_store_explicit(&link->host->trouble_us, 0, memory_order_release);
-    }
-    if (valid && !link->strict &&
-        atomic_load_explicit(&link->host->write_trouble_us, memory_order_relaxed)) {
-        atomic_store_explicit(&link->host->write_trouble_us, 0, memory_order_release);
+    if (valid) {
+        link_answered(link->host, link->strict);
     }
 }
 
@@ -230,15 +243,17 @@ void link_broken(struct link *link, const char *why, uint64_t now_us)
         log_debug("sub-host '%s': connection lost: %s",
                   host->engine->config.subhost[host->index].name, why);
     }
-    if (link->owed > 0) {
-        link_trouble(host, link->owed_us);
-        if (!link->strict) {
-            link_write_trouble(host, link->owed_us);
-        }
-    }
+    bool owed = link->owed > 0;
     link_shut(link);
     pthread_mutex_lock(&host->lock);
     link->wanted = true;
+    if (owed && link->strict) {
+        atomic_store_explicit(&host->reads_unanswered, true, memory_order_relaxed);
+        link_trouble(host, link->owed_us);
+    } else if (owed) { /* of the sub-host as a whole?  What becomes of the next connection shows it */
+        atomic_store_explicit(&host->writes_unanswered, true, memory_order_relaxed);
+        link_write_trouble(host, link->owed_us);
+    }
     /* A connection that broke at once was no good: do not make the next one at once. */
     if (now_us > link->made_us + 1000000) {
         link->backoff_ms = 0;

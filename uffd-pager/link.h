@@ -21,10 +21,14 @@
  * stopped as a whole if it touches one (link.h's waited).
  *
  * A sub-host may answer READs and yet not be one that pages can be sent to: page-out's connection
- * cannot be made, for want of connections, of memory for RDMA, of a ticket.  So page-out's link has
- * trouble of its own, write_trouble_us; whether it is the sub-host's, too, a connection for READs shows
+ * cannot be made, for want of connections, of memory for RDMA, of a ticket; or its WRITEs are swallowed,
+ * as on a network that loses large packets one way.  So page-out's link has trouble of its own, write_trouble_us; whether it is the sub-host's, too, a connection for READs shows
  * (link_probe()).  When it has lasted lost_after_ms the sub-host is unwritable: told once, its pages
  * are read there as ever, nothing is sent, and second copies are made elsewhere (engine_repair.c).
+ *
+ * Where requests of one kind went unanswered, a handshake is no answer, and one of the other kind is
+ * none either, else trouble would end and begin all the time.  A new connection is then tried by a
+ * request of that kind, before it is used (link_dial.c).
  */
 #ifndef UFFD_PAGER_LINK_H
 #define UFFD_PAGER_LINK_H
@@ -63,6 +67,8 @@ struct link_host {
     _Atomic bool lost;
     _Atomic uint64_t write_trouble_us; /* the same of page-out's connection; 0: none */
     _Atomic bool unwritable;           /* that has lasted for too long */
+    _Atomic bool reads_unanswered;     /* a connection ended while READs were owed an answer, none came since */
+    _Atomic bool writes_unanswered;    /* the same of page-out's */
     struct reason why_no_writes;       /* of the last attempt; thread only */
     uint64_t answered_us;              /* when it was last seen to answer all the same; thread only */
     uint64_t told_until_us; /* SUBHOST_LOST was the word until then: write trouble begins anew; thread only */
@@ -232,6 +238,14 @@ static inline bool link_takes(const struct link_host *host)
 {
     return !atomic_load_explicit(&host->trouble_us, memory_order_relaxed) &&
            !atomic_load_explicit(&host->write_trouble_us, memory_order_relaxed);
+}
+
+/** link_readable() - would what is sent there be had again, as far as one can tell?  Any thread. */
+static inline bool link_readable(const struct link_host *host)
+{
+    return !link_host_lost(host) &&
+           !(atomic_load_explicit(&host->reads_unanswered, memory_order_relaxed) &&
+             atomic_load_explicit(&host->trouble_us, memory_order_relaxed));
 }
 
 /** link_stale() - may WRITEs of a connection that is no more still take effect there?  Any thread. */

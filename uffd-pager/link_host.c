@@ -220,13 +220,13 @@ static void link_judge_writes(struct link_host *host, const char *why, uint64_t 
     if (!since && link_unwritable(host)) {
         atomic_store_explicit(&host->unwritable, false, memory_order_release);
         log_info("pages can be sent to sub-host '%s' again", link_subhost(host)->name);
-        link_event(host, "SUBHOST_WRITABLE", "page-out has a connection to it again");
+        link_event(host, "SUBHOST_WRITABLE", "it takes them again");
     }
     since = since && since < host->told_until_us ? host->told_until_us : since;
     if (since && !link_unwritable(host) && now_us > since + (uint64_t)patience_ms * 1000) {
         atomic_store_explicit(&host->unwritable, true, memory_order_release);
-        log_error("no pages can be sent to sub-host '%s': it answers, but page-out has had no connection "
-                  "to it for %u ms (%s); what it has is read there, %s",
+        log_error("no pages can be sent to sub-host '%s': it answers, but has taken none for %u ms (%s); "
+                  "what it has is read there, %s",
                   link_subhost(host)->name, patience_ms, why,
                   host->engine->config.redundancy ? "and second copies are made elsewhere"
                                                   : "and new pages go elsewhere");
@@ -330,8 +330,9 @@ static int link_probe(struct link_host *host)
     if (link_reads_down(host)) {
         return -1;
     }
+    bool try = atomic_load_explicit(&host->reads_unanswered, memory_order_relaxed);
     pthread_mutex_unlock(&host->lock);
-    int err = link_dial(host, true, &channel, &reason);
+    int err = link_dial(host, true, try, &channel, &reason);
     if (!err) {
         channel_close(&channel);
     }
@@ -344,10 +345,12 @@ static void link_connect(struct link_host *host, struct link *link, struct reaso
 {
     struct channel *channel = malloc(sizeof(*channel));
     bool strict = link->strict;
+    _Atomic bool *unanswered = strict ? &host->reads_unanswered : &host->writes_unanswered;
+    bool try = atomic_load_explicit(unanswered, memory_order_relaxed);
 
     pthread_mutex_unlock(&host->lock);
     uint64_t began = units_now_us();
-    int err = channel ? link_dial(host, strict, channel, reason) : -ENOMEM;
+    int err = channel ? link_dial(host, strict, try, channel, reason) : -ENOMEM;
     pthread_mutex_lock(&host->lock);
     int answers = -1;
     if (err && !strict) {
@@ -363,9 +366,12 @@ static void link_connect(struct link_host *host, struct link *link, struct reaso
         if (err == -ECONNREFUSED || err == -ENOENT) {
             atomic_store_explicit(&host->refused, true, memory_order_relaxed);
         }
-        /* One that does not answer now may have been silent since page-out's link broke. */
+        /*
+         * One that does not answer now may have been silent since page-out's link broke.  If it has
+         * answered since, it may be slow for once: it is tried again before it is told of.
+         */
         uint64_t since = answers == 0 ? atomic_load(&host->write_trouble_us) : began;
-        link_trouble(host, since > host->answered_us ? since : host->answered_us);
+        link_trouble(host, since > host->answered_us ? since : now);
     }
     if (!link_still_there(host, link)) {
         if (!err) {
@@ -381,16 +387,20 @@ static void link_connect(struct link_host *host, struct link *link, struct reaso
         link->retry_us = now + (uint64_t)link->backoff_ms * 1000;
         return;
     }
+    bool tried = try && !channel->rdma;
     link->wanted = false;
     link->made_us = now;
     host->poll_us = 0; /* it may be another server, with other options */
     atomic_store_explicit(&link->fresh, channel, memory_order_release);
     engine_kick(link->kick);
+    if (try) {
+        atomic_store_explicit(unanswered, false, memory_order_relaxed);
+    }
     /* A handshake is an answer, unless links break right after it. */
-    if (link->backoff_ms <= 10 || link_host_lost(host) || host->told) {
+    if (tried || link->backoff_ms <= 10 || link_host_lost(host) || host->told) {
         atomic_store_explicit(&host->trouble_us, 0, memory_order_release);
     }
-    if (!strict && (link->backoff_ms <= 10 || link_unwritable(host))) {
+    if (!strict && (tried || link->backoff_ms <= 10 || link_unwritable(host))) {
         atomic_store_explicit(&host->write_trouble_us, 0, memory_order_release);
     }
 }

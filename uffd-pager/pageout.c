@@ -111,7 +111,7 @@ static bool pageout_may_drop(const struct pageout *pageout, const struct homes *
     for (unsigned i = 0; i < homes->n; i++) {
         uint8_t place = homes->place[i];
         const struct link_host *host = place == PAGEMAP_BACKUP ? NULL : &pageout->engine->hosts[place];
-        if (!host || link_up(&pageout->hosts[place].link) ||
+        if (!host || (link_up(&pageout->hosts[place].link) && link_readable(host)) ||
             (link_unwritable(host) && !atomic_load(&host->trouble_us))) {
             return true;
         }

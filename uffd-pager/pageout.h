@@ -165,7 +165,8 @@ void batch_free(struct pageout *pageout, struct pageout_batch *batch);
 /** place_takes() - may pages be sent there now? */
 static inline bool place_takes(const struct pageout *pageout, const struct pageout_host *host)
 {
-    return link_up(&host->link) && pageout->now_us >= host->full_us &&
+    return link_up(&host->link) && link_readable(host->link.host) &&
+           pageout->now_us >= host->full_us &&
            pageout->now_us >=
                atomic_load_explicit(&host->link.host->fence_us, memory_order_relaxed) &&
            !atomic_load_explicit(&host->link.host->draining, memory_order_relaxed) &&

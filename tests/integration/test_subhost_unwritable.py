@@ -4,121 +4,14 @@
 """A sub-host can be read, but page-out gets no connection to it: told once, others take the pages, and it comes back."""
 
 import os
-import socket
-import struct
 import sys
-import threading
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 import checks
 from checks import eventually
 from engineplay import NAME
-from nbdpeer import IHAVEOPT, OPT_GO, dial
-from redundancy import LOST_MS, Guest
-
-GO = IHAVEOPT + struct.pack(">I", OPT_GO)
-
-
-class Gate:
-    """Stands before a sub-host, and while it is shut ends every connection that is not for strict reads."""
-
-    def __init__(self, target):
-        self.target = target
-        self.lock = threading.Lock()
-        self.shut = False
-        self.turned_away = 0
-        self.writers = set()
-        self.listener = socket.create_server(("127.0.0.1", 0), backlog=64)
-        self.address = "tcp:127.0.0.1:%d" % self.listener.getsockname()[1]
-        threading.Thread(target=self.accept, daemon=True).start()
-
-    def accept(self):
-        while True:
-            try:
-                client = self.listener.accept()[0]
-            except OSError:
-                return
-            threading.Thread(target=self.serve, args=(client,), daemon=True).start()
-
-    def serve(self, client):
-        server = dial(self.target, timeout=None)
-        threading.Thread(target=self.pump, args=(server, client), daemon=True).start()
-        sent = self.negotiate(client, server)
-        if sent:
-            self.pump(client, server)
-        self.end(client)
-        self.end(server)
-
-    def negotiate(self, client, server):
-        """Pass on what the client says up to the name of its export. Return: may it go on?"""
-        said = b""
-        while True:
-            part = self.receive(client)
-            said += part
-            at = said.find(GO)
-            if not part:
-                return False
-            if at >= 0 and len(said) >= at + 20:
-                length = struct.unpack(">I", said[at + 16:at + 20])[0]
-                if len(said) >= at + 20 + length:
-                    break
-            server.sendall(part)
-        if not said[at + 20:at + 20 + length].endswith(b"/strict"):
-            with self.lock:
-                if self.shut:
-                    self.turned_away += 1
-                    return False
-                self.writers.add(client)
-        server.sendall(part)
-        return True
-
-    @staticmethod
-    def receive(sock):
-        try:
-            return sock.recv(1 << 18)
-        except OSError:
-            return b""
-
-    def pump(self, source, sink):
-        while True:
-            part = self.receive(source)
-            try:
-                if part:
-                    sink.sendall(part)
-                    continue
-            except OSError:
-                pass
-            self.end(source)
-            self.end(sink)
-            return
-
-    @staticmethod
-    def end(sock):
-        try:
-            sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
-
-    def close_writers(self):
-        with self.lock:
-            self.shut = True
-            for client in self.writers:
-                self.end(client)
-            self.writers.clear()
-
-    def open_again(self):
-        with self.lock:
-            self.shut = False
-
-
-class Gated(Guest):
-    """Sub-host 1 is behind a gate."""
-
-    def address_of(self, index, address):
-        if index != 1:
-            return address
-        self.gate = Gate(address)
-        return self.gate.address
+from gate import Gated
+from redundancy import LOST_MS
 
 
 def of(guest, *names):
