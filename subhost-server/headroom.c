@@ -326,7 +326,8 @@ int headroom_start(struct headroom **result, struct store *store, uint64_t bytes
     headroom->store = store;
     headroom->bytes = bytes;
     headroom->seed = (unsigned)units_now_us();
-    headroom->status = (struct headroom_status){.headroom = bytes, .ceiling = UINT64_MAX};
+    headroom->status = (struct headroom_status){
+        .headroom = bytes, .ceiling = UINT64_MAX, .available = freemem_now("")};
     pthread_mutex_init(&headroom->lock, NULL);
     pthread_cond_init(&headroom->changed, NULL);
     int err = pthread_create(&headroom->thread, NULL, headroom_main, headroom);

@@ -65,7 +65,8 @@ def test_hog_under_load():
         began = time.monotonic()
         group.eat(HOG)
         eventually(lambda: status(controls[0])["lendable"] < 128 * MIB, "it lends less", 5)
-        eventually(lambda: status(controls[0])["available"] >= HEADROOM, "the headroom is free again", 20)
+        eventually(lambda: status(controls[0])["available"] >= HEADROOM,
+                   lambda: "the headroom is free again: %s %s" % (status(controls[0]), play("stats")["engine"]), 20)
         took = time.monotonic() - began
         now = status(controls[0])
         assert now["given_back"] >= 4 * MIB, now

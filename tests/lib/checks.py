@@ -36,11 +36,14 @@ def command(*words, ok=True, **options):
 
 
 def eventually(condition, what, seconds=10):
-    """For facts nobody announces: look until they hold or the time is over, and SLOWNESS with it."""
+    """For facts nobody announces: look until they hold or the time is over, and SLOWNESS with it.
+
+    @what: a string, or a function that tells what there is instead
+    """
     end = time.monotonic() + seconds + SLOWNESS
     while not condition():
         if time.monotonic() > end:
-            raise AssertionError("still not so after %s s: %s" % (seconds + SLOWNESS, what))
+            raise AssertionError("still not so after %s s: %s" % (seconds + SLOWNESS, what() if callable(what) else what))
         time.sleep(0.01)
 
 
