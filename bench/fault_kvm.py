@@ -10,7 +10,7 @@ from labkit import NoLab, run
 
 def part(row):
     try:
-        _, (us,) = run("kvm-fault", limit=300)
+        _, (us,) = run("kvm-fault")
     except NoLab as why:
         print("kvm: not measured (%s)" % why)
         return
