@@ -119,16 +119,51 @@ static int drain_tell(struct drain *drain, const json_t *regions, bool really, s
     return err;
 }
 
-/* Return: 0 when it is empty, -errno. */
-static int drain_wait(struct drain *drain, bool show, struct reason *reason)
+/* Has the guest nothing there any more but copies that its pager cannot free? */
+static bool drain_left_old_copies(struct drain *drain, const char *uuid)
 {
-    uint64_t stored = 1;
+    int pager = drain_pager_of(drain, uuid);
+    struct reason ignored = {""};
+    bool old = false;
+    int err;
+    json_t *guest = pager < 0 ? NULL : pager_guest(&drain->pager[pager], uuid, &err, &ignored);
+    const json_t *subhost;
+    size_t i;
+
+    json_array_foreach(json_object_get(guest, "subhosts"), i, subhost) {
+        old = old || (strcmp(hosts_text(subhost, "control"), drain->control) == 0 &&
+                      json_is_true(json_object_get(subhost, "unwritable")) &&
+                      json_is_true(json_object_get(subhost, "draining")) &&
+                      hosts_bytes(subhost, "pages") == 0);
+    }
+    json_decref(guest);
+    return old;
+}
+
+static bool drain_all_old_copies(struct drain *drain, const json_t *regions)
+{
+    const json_t *region;
+    bool all = true;
+    size_t i;
+
+    json_array_foreach(regions, i, region) {
+        all = all && (!hosts_bytes(region, "stored") ||
+                      drain_left_old_copies(drain, hosts_text(region, "name")));
+    }
+    return all;
+}
+
+/* @stored: what is left: nothing, or copies that are of no use.  Return: 0 when it may go, -errno. */
+static int drain_wait(struct drain *drain, bool show, uint64_t *stored, struct reason *reason)
+{
     char text[32];
     int err = 0;
 
     while (!err) {
-        json_decref(drain_regions(drain, &stored, &err, reason));
-        if (err || !stored) {
+        json_t *regions = drain_regions(drain, stored, &err, reason);
+        bool done = !err && (!*stored || drain_all_old_copies(drain, regions));
+        json_decref(regions);
+        if (err || done) {
             break;
         }
         if (interrupt_pending()) {
@@ -136,7 +171,7 @@ static int drain_wait(struct drain *drain, bool show, struct reason *reason)
                               "interrupted: the pagers go on emptying it; --undo stops that");
         }
         if (show) {
-            fprintf(stderr, "\r%s left   ", units_format_size(stored, text, sizeof(text)));
+            fprintf(stderr, "\r%s left   ", units_format_size(*stored, text, sizeof(text)));
         }
         poll(NULL, 0, DRAIN_STEP_MS);
     }
@@ -150,7 +185,7 @@ int verb_subhost_drain(const struct arguments *arguments)
 {
     struct drain *drain = calloc(1, sizeof(*drain));
     struct reason reason = {""};
-    uint64_t stored;
+    uint64_t stored = 0;
     char text[32];
 
     int status = drain ? verbs_subhost_uri(arguments->word[0], &drain->policy) : EXIT_UNCHANGED;
@@ -167,13 +202,18 @@ int verb_subhost_drain(const struct arguments *arguments)
     err = err ? err : drain_tell(drain, regions, true, &reason);
     json_decref(regions);
     if (!err && !drain->undo && !options_get(arguments, "no-wait")) {
-        err = drain_wait(drain, !arguments->quiet && isatty(STDERR_FILENO), &reason);
+        err = drain_wait(drain, !arguments->quiet && isatty(STDERR_FILENO), &stored, &reason);
+    } else {
+        stored = 0;
     }
     if (err) {
         output_error("%s", reason.text);
         status = EXIT_UNCHANGED;
+    } else if (!arguments->quiet && stored) {
+        printf("%s holds none of the guests' memory any more, only %s of old copies, which are freed when it can "
+               "be written again\n",
+               arguments->word[0], units_format_size(stored, text, sizeof(text)));
     } else if (!arguments->quiet) {
-        units_format_size(stored, text, sizeof(text));
         printf(drain->undo                            ? "%s is used again\n"
                : options_get(arguments, "no-wait") ? "%s is being emptied\n"
                                                       : "%s is empty\n",

@@ -449,11 +449,11 @@ static json_t *engine_subhosts(struct engine *engine)
     for (unsigned i = 0; i < engine->config.n_subhosts; i++) {
         struct link_host *host = &engine->hosts[i];
         json_array_append_new(
-            array, json_pack("{s:I, s:I, s:I, s:b, s:b, s:b}", "pages", (json_int_t)pages[i], "remote",
+            array, json_pack("{s:I, s:I, s:I, s:b, s:b, s:b, s:b}", "pages", (json_int_t)pages[i], "remote",
                              (json_int_t)remote[i], "at_risk",
                              (json_int_t)(homes_at_risk(engine, i) / PAGE_BYTES), "draining",
                              atomic_load(&host->draining), "settling", atomic_load(&host->unsettled),
-                             "connected",
+                             "unwritable", link_unwritable(host), "connected",
                              atomic_load(&host->up) > 0 && !atomic_load(&host->trouble_us)));
     }
     return array;

@@ -51,10 +51,12 @@ static json_t *guest_subhosts(const struct worker *worker)
 
     for (unsigned i = 0; i < worker->session.n_subhosts; i++) {
         const struct session_subhost *subhost = &worker->session.subhost[i];
-        char data[ENDPOINT_TEXT_LEN];
-        json_array_append_new(array, json_pack("{s:s, s:s, s:s}", "name", subhost->name, "data",
-                                               endpoint_format(&subhost->data, data), "export",
-                                               subhost->export_name));
+        char data[ENDPOINT_TEXT_LEN], control[ENDPOINT_TEXT_LEN];
+        json_array_append_new(
+            array, json_pack("{s:s, s:s, s:s, s:s}", "name", subhost->name, "data",
+                             endpoint_format(&subhost->data, data), "control",
+                             endpoint_format(&subhost->control, control), "export",
+                             subhost->export_name));
     }
     return array;
 }

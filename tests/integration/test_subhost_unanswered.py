@@ -83,6 +83,16 @@ def test_writes_replica():
         assert told(guest) == ["SUBHOST_UNWRITABLE", "SUBHOST_WRITABLE"], guest.play.events
 
 
+def test_drain_while_writes_are_swallowed():
+    with Gated("none", hosts=3, slab="2M", remote=30, ready=False, lost_ms=LOST_MS) as guest:
+        swallow(guest, WRITE, "SUBHOST_UNWRITABLE")
+        assert guest.regions[1].region(NAME)["stored"] > 0
+        assert guest.play("drain", 1, 1)["err"] == 0
+        eventually(lambda: guest.play.event("SUBHOST_EMPTY"), "its memory moves off by reading", 60)
+        assert guest.regions[1].region(NAME)["stored"] == 0
+        whole(guest)
+
+
 def test_reads_single_copies():
     """The guest waits for what it has there, and nothing more goes there meanwhile."""
     with Gated("none", hosts=2, slab="2M", remote=30, ready=False, lost_ms=LOST_MS, lost_action="wait") as guest:
