@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""First-round throughput of the mover beside the floor (memfd, one TCP stream, fresh memfd).
+"""Throughput of the mover in a first round and in later ones, beside the floor (memfd, one TCP stream, fresh memfd).
 
     BUILD=build /usr/bin/python3 bench/bench_mover.py [MIB [REPEAT]]
 
@@ -8,6 +8,7 @@ The numbers move with the machine's first-touch cost: read the ratios.
 """
 
 import os
+import random
 import re
 import statistics
 import subprocess
@@ -30,8 +31,8 @@ def cpu_seconds(pids):
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def run(mib, byte, connections, n_subhosts=1, zero=False):
-    """(MiB/s, CPU s/GiB) of one first round; finish in ms beside."""
+def run(mib, byte, connections, n_subhosts=1, zero=False, scattered=False):
+    """(MiB/s, CPU s/GiB) of one first round, or of one in eight pages four times after it; finish in ms beside."""
     lab = Lab({"pc.ram": mib * MIB}, n_subhosts)
     try:
         block = lab.source.blocks[0]
@@ -39,13 +40,20 @@ def run(mib, byte, connections, n_subhosts=1, zero=False):
             os.pwrite(block.fd, bytes(MIB) if zero else os.urandom(MIB), lab.source.offset + at * MIB)
         partition = bytes(byte(chunk) for chunk in range(lab.source.n_chunks))
         lab.begin(partition, connections=connections)
+        rounds = [range(lab.source.n_pages)]
+        if scattered:
+            lab.mover.hand_over(lab.source, rounds.pop(), 1)
+            lab.mover.drain()
+            rounds = [sorted(random.sample(range(lab.source.n_pages), lab.source.n_pages // 8)) for _ in range(4)]
         pids = [lab.mover.process.pid, lab.receiver.process.pid] + [s.pid for s in lab.subhosts]
         before = cpu_seconds(pids)
         start = time.monotonic()
-        lab.mover.hand_over(lab.source, range(lab.source.n_pages), 1)
-        lab.mover.drain()
+        for number, pages in enumerate(rounds, 2 if scattered else 1):
+            lab.mover.hand_over(lab.source, pages, number)
+            lab.mover.drain()
         took = time.monotonic() - start
         used = cpu_seconds(pids) - before
+        mib = sum(map(len, rounds)) * PAGE / MIB
         start = time.monotonic()
         status, reason = lab.mover.finish()
         finish = time.monotonic() - start
@@ -79,6 +87,8 @@ def main():
             figures["mover to sub-host" + suffix] = run(mib, lambda chunk: 0, connections)
             figures["mover to both, half each" + suffix] = run(
                 mib, lambda chunk: HOT if chunk % 2 else 0, connections)
+        figures["mover, scattered pages of later rounds, half each"] = run(
+            mib, lambda chunk: HOT if chunk % 2 else 0, 2, scattered=True)
         figures["mover, zero pages (found, not sent)"] = run(mib, lambda chunk: HOT, 2, zero=True)
         for name, values in figures.items():
             results.setdefault(name, []).append(values)

@@ -16,6 +16,9 @@
 #define MADV_POPULATE_READ 22
 #endif
 
+/* Short runs are of later rounds: mostly mapped, and where not, the kernel maps what is around them, too. */
+#define SEND_POPULATE_PAGES 16u
+
 static unsigned block_position(const struct mover *mover, const struct layout_block *block)
 {
     return (unsigned)(block - mover->layout.block);
@@ -192,7 +195,9 @@ static int send_data(struct mover_stream *stream, uint64_t first, uint64_t count
     uint64_t at = 0;
     int err = 0;
 
-    madvise((void *)(uintptr_t)memory, count * PAGE_BYTES, MADV_POPULATE_READ);
+    if (count >= SEND_POPULATE_PAGES) {
+        madvise((void *)(uintptr_t)memory, count * PAGE_BYTES, MADV_POPULATE_READ);
+    }
     while (at < count && !err) {
         racy_begin();
         bool zero = page_is_zero(memory + at * PAGE_BYTES);
