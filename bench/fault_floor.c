@@ -2,7 +2,8 @@
 /*
  * fault_floor.c - what a fault and page-out cost without a pager around them
  *
- *   fault_floor tcp N [spin]       N exchanges of a 28-byte request and a 16+4096-byte reply on loopback
+ *   fault_floor tcp N [spin|gap]   N exchanges of a 28-byte request and a 16+4096-byte reply on loopback;
+ *                                  gap: each a millisecond after the one before, as faults come apart
  *   fault_floor copy N [spin] [vcpu|vcpu-async]
  *                                  N faults on a memfd, answered by a bare loop of read and
  *                                  UFFDIO_COPY: of this process, or of a KVM guest's vCPU in either
@@ -117,7 +118,7 @@ static pid_t child_begin(void)
     return child;
 }
 
-static void run_tcp(size_t n, bool spin)
+static void run_tcp(size_t n, bool spin, bool gap)
 {
     static uint8_t request[REQUEST], reply[REPLY];
     uint64_t *took = calloc(n, sizeof(*took));
@@ -133,6 +134,9 @@ static void run_tcp(size_t n, bool spin)
     }
     close(pair[1]);
     for (size_t i = 0; took && i < n; i++) {
+        if (gap) {
+            usleep(1000);
+        }
         uint64_t began = now_ns();
         send_all(pair[0], request, sizeof(request));
         if (!receive_all(pair[0], reply, sizeof(reply), spin)) {
@@ -376,7 +380,7 @@ static void run_swap(size_t n, const char *cgroup)
 
 static int usage(void)
 {
-    fprintf(stderr, "usage: fault_floor tcp N [spin] | copy|zero N [spin] [vcpu|vcpu-async] |"
+    fprintf(stderr, "usage: fault_floor tcp N [spin|gap] | copy|zero N [spin] [vcpu|vcpu-async] |"
                     " pageout|drop MIB | swap N CGROUP\n");
     return 2;
 }
@@ -395,7 +399,7 @@ int main(int argc, char **argv)
         return usage();
     }
     if (strcmp(what, "tcp") == 0) {
-        run_tcp(n, spin);
+        run_tcp(n, spin, strcmp(who, "gap") == 0);
     } else if (strcmp(what, "copy") == 0 || strcmp(what, "zero") == 0) {
         run_fault(n, what[0] == 'c', spin, toucher);
     } else if (strcmp(what, "pageout") == 0 || strcmp(what, "drop") == 0) {

@@ -14,7 +14,8 @@ def part(row):
     except NoLab as why:
         print("kvm: not measured (%s)" % why)
         return
-    print("in the lab: floor: exchange %.0f us (p99 %.0f)" % (us["floor exchange p50"], us["floor exchange p99"]))
+    print("in the lab: floor: exchange %.0f us (p99 %.0f); after a pause, as between faults, %.0f us (p99 %.0f)" % (
+        us["floor exchange p50"], us["floor exchange p99"], us["gap exchange p50"], us["gap exchange p99"]))
     for way, suffix in (("async", ""), ("sync", "-sync")):
         print("  %s: UFFDIO_COPY %.0f us (p99 %.0f), UFFDIO_ZEROPAGE %.0f us (p99 %.0f)" % (
             way, *(us["floor %s %s %s" % (way, what, mark)] for what in ("remote", "untouched") for mark in ("p50", "p99"))))

@@ -33,6 +33,7 @@ def floors():
         text = subprocess.run([program("fault-floor")] + list(words), check=True, stdout=subprocess.PIPE, text=True)
         return json.loads(text.stdout)
     note("floor exchange", measure("tcp", str(COUNT)))
+    note("gap exchange", measure("tcp", str(COUNT), "gap"))
     for way, (_, word) in WAYS.items():
         note("floor %s remote" % way, measure("copy", str(COUNT), word))
         note("floor %s untouched" % way, measure("zero", str(COUNT), word))
