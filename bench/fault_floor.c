@@ -180,11 +180,16 @@ static void touch_by_vcpu(void *memory, size_t n, bool asynchronous)
 {
     uint64_t *took = calloc(n, sizeof(*took)), *offset = calloc(n, sizeof(*offset));
 
-    for (size_t i = 0; took && offset && i < n; i++) {
+    if (!took || !offset) {
+        die("memory");
+    }
+    for (size_t i = 0; i < n; i++) {
         offset[i] = i * SCATTER % n * PAGE;
     }
     vcpu_touch(memory, n * PAGE, offset, n, asynchronous, took);
     print_latency(took, n);
+    free(took);
+    free(offset);
 }
 
 static void touch_all(volatile uint8_t *memory, size_t n)

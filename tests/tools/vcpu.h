@@ -60,10 +60,13 @@ __asm__(".pushsection .rodata\n"
         "   decl %ecx\n"
         "   jnz 1b\n"
         "   outb %al, $0x10\n"
-        "vcpu_program_end:\n"
+        "2:\n"
+        ".balign 4\n"
+        "vcpu_program_bytes: .long 2b - vcpu_program\n"
         ".code64\n"
         ".popsection\n");
-extern const uint8_t vcpu_program[], vcpu_program_end[];
+extern const uint8_t vcpu_program[];
+extern const uint32_t vcpu_program_bytes;
 
 static inline void vcpu_die(const char *what)
 {
@@ -161,7 +164,7 @@ static inline void vcpu_touch(void *memory, uint64_t size, const uint64_t *offse
     if (own == MAP_FAILED || kvm < 0) {
         vcpu_die("/dev/kvm");
     }
-    memcpy(own, vcpu_program, (size_t)(vcpu_program_end - vcpu_program));
+    memcpy(own, vcpu_program, vcpu_program_bytes);
     for (size_t i = 0; i < n; i++) {
         touch[i].address = VCPU_MEMORY + offset[i];
     }
