@@ -50,7 +50,8 @@ const char *nbd_rdma_format(const struct endpoint *address, char text[ENDPOINT_T
  * @staging: bytes of requests under way at most; a request must not be longer than half of it
  *
  * Return: 0; -ENOENT (no such region or ticket), -ENOTSUP (no RDMA here), -ETIMEDOUT, -ECONNREFUSED
- * or another -errno, with a sentence in @reason.  May wait for @timeout_ms.
+ * or another -errno, with a sentence in @reason.  May wait for
+ * @timeout_ms until the way is found, and for as long again until the answer is there.
  */
 int nbd_rdma_connect(struct nbd_rdma **connection, const struct endpoint *address,
                      const char *export_name, size_t staging, int timeout_ms,

@@ -257,7 +257,7 @@ int nbd_rdma_connect(struct nbd_rdma **connection, const struct endpoint *addres
                      const char *export_name, size_t staging, int timeout_ms,
                      struct reason *reason)
 {
-    uint64_t deadline = units_now_us() + (uint64_t)timeout_ms * 1000;
+    uint64_t timeout_us = (uint64_t)timeout_ms * 1000;
     struct nbd_rdma *c = calloc(1, sizeof(*c));
 
     if (!c) {
@@ -266,10 +266,11 @@ int nbd_rdma_connect(struct nbd_rdma **connection, const struct endpoint *addres
     c->epoll = c->abort = -1;
     c->staging_size = staging;
     int err = begin(c, reason);
-    err = err ? err : resolve(c, address, deadline, reason);
+    err = err ? err : resolve(c, address, units_now_us() + timeout_us, reason);
     err = err ? err : allocate(c, reason);
     err = err ? err : open_descriptors(c, reason);
-    err = err ? err : shake_hands(c, address, export_name, deadline, reason);
+    /* What this host took to register memory is no time that the other one had to answer. */
+    err = err ? err : shake_hands(c, address, export_name, units_now_us() + timeout_us, reason);
     if (err) {
         nbd_rdma_close(c);
         return err;

@@ -2,8 +2,13 @@
 """A slow and lossy link to the sub-hosts, 50 ms and 1 % either way, under page-in and page-out, with each page there
 once or twice, or there and in a backup: no error.
 
-With a replica both sub-hosts are reached by TCP: on a busy machine soft RoCE gives connections up on such a wire, and
-after some of that makes no more, while a replica needs both for each page that leaves.
+With a replica both sub-hosts are reached by TCP.  By RDMA it holds, too, where soft RoCE does, but that one may come to
+its end on such a wire when the machine is busy, and a replica needs both sub-hosts for each page that leaves.  Seen on
+Linux 6.12: of one card all connections end, and none can be made any more, though datagrams of the connection manager
+still arrive there (rcvd_pkts grows, rdma_recvs and rdma_sends stand still, send_err is not 0), nothing of ours waits in
+the kernel, and the wire may be well again; ib_read_lat -R between the same cards then gets no connection either.
+It is no matter of the time limit for a handshake: dozens in a row fail, and where a datagram is merely lost, to give
+up after 3 s and begin anew is quicker than the kernel, which repeats it after more than 4.
 """
 
 import time
