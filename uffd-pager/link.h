@@ -22,9 +22,10 @@
  *
  * A sub-host may answer READs and yet not be one that pages can be sent to: page-out's connection
  * cannot be made, for want of connections, of memory for RDMA, of a ticket; or its WRITEs are swallowed,
- * as on a network that loses large packets one way.  So page-out's link has trouble of its own, write_trouble_us; whether it is the sub-host's, too, a connection for READs shows
- * (link_probe()).  When it has lasted lost_after_ms the sub-host is unwritable: told once, its pages
- * are read there as ever, nothing is sent, and second copies are made elsewhere (engine_repair.c).
+ * as on a network that loses large packets one way.  So page-out's link has trouble of its own,
+ * write_trouble_us; whether it is the sub-host's, too, a connection for READs shows (link_probe()).
+ * When it has lasted lost_after_ms the sub-host is unwritable: told once, its pages are read there as
+ * ever, nothing is sent, and second copies are made elsewhere (engine_repair.c).
  *
  * Where requests of one kind went unanswered, a handshake is no answer, and one of the other kind is
  * none either, else trouble would end and begin all the time.  A new connection is then tried by a
