@@ -11,7 +11,7 @@
 #include "split-migrate/pace.h"
 
 #define ESTIMATE_FIXED_MS 60.0  /* setting up, and the hand-over */
-#define ESTIMATE_SWITCH_MS 30.0 /* of that, while the guest stands still: map, device state, start */
+#define ESTIMATE_SWITCH_MS 15.0 /* of that, while the guest stands still: map, device state, start */
 #define ESTIMATE_ROUNDS 30
 
 void estimate_make(struct estimate *estimate, uint64_t present, uint64_t downtime_ms)

@@ -16,8 +16,8 @@
 #define MADV_POPULATE_READ 22
 #endif
 
-/* Short runs are of later rounds: mostly mapped, and where not, the kernel maps what is around them, too. */
-#define SEND_POPULATE_PAGES 16u
+/* Shorter runs are of later rounds: mostly mapped, and where not, the kernel maps what is around them, too. */
+#define SEND_SHORT_PAGES 16u
 
 static unsigned block_position(const struct mover *mover, const struct layout_block *block)
 {
@@ -65,9 +65,31 @@ static bool page_is_zero(const uint8_t *page)
     return true;
 }
 
+/* As mover_data_extent(), page by page: nothing beyond the run is looked at, unless it begins with a hole. */
+static uint64_t data_extent_short(const struct layout_block *block, off_t at, uint64_t count, bool *data)
+{
+    uint64_t n = 0;
+    off_t start;
+
+    do {
+        off_t page = at + (off_t)(n * PAGE_BYTES);
+        start = lseek(block->fd, page, SEEK_DATA);
+        if (start >= page + (off_t)PAGE_BYTES || (start < 0 && errno == ENXIO)) {
+            break;
+        }
+    } while (++n < count); /* also what cannot be told: read it */
+    *data = n > 0;
+    if (n == 0) {
+        uint64_t hole = start < 0 ? count : (uint64_t)(start - at) / PAGE_BYTES;
+        n = hole < count ? hole : count;
+    }
+    return n;
+}
+
 /*
  * SEEK_HOLE may walk far over a large file, so its last answer is kept; that a page has data is all
- * that may be kept.
+ * that may be kept.  Scattered pages are here and there between holes: what is kept would be of no
+ * use to the next one, and a walk for each, one after the other, took most of a switch-over.
  */
 uint64_t mover_data_extent(struct mover *mover, const struct layout_block *block, uint64_t first,
                            uint64_t count, bool *data)
@@ -80,6 +102,9 @@ uint64_t mover_data_extent(struct mover *mover, const struct layout_block *block
     *data = at >= memory->data_start && at < memory->data_end;
     if (*data) {
         end = end < memory->data_end ? end : memory->data_end;
+    } else if (count < SEND_SHORT_PAGES) {
+        pthread_mutex_unlock(&mover->data_lock);
+        return data_extent_short(block, (off_t)at, count, data);
     } else {
         off_t start = lseek(block->fd, (off_t)at, SEEK_DATA);
         uint64_t from = start < 0 ? end : (uint64_t)start & ~(PAGE_BYTES - 1);
@@ -195,7 +220,7 @@ static int send_data(struct mover_stream *stream, uint64_t first, uint64_t count
     uint64_t at = 0;
     int err = 0;
 
-    if (count >= SEND_POPULATE_PAGES) {
+    if (count >= SEND_SHORT_PAGES) {
         madvise((void *)(uintptr_t)memory, count * PAGE_BYTES, MADV_POPULATE_READ);
     }
     while (at < count && !err) {
