@@ -55,6 +55,24 @@ def used(guest, key):
     eventually(lambda: guest.regions[1].call("stats")[key] > before, "%s of it" % key, 40)
 
 
+def second_copies(kind, gone, back, goes_on):
+    """Memory is in two places without it, and with it again; @gone and @back are what the operator is told."""
+    with Gated("replica", hosts=3, lost_ms=LOST_MS) as guest:
+        swallow(guest, kind, gone)
+        eventually(lambda: guest.stats()["engine"]["subhosts"][1]["pages"] == 0 and guest.at_risk() == 0,
+                   "all is in two places without it", 60)
+        for key in goes_on:
+            moves(guest, key)
+        whole(guest)
+        answers(guest, back)
+        eventually(lambda: guest.regions[1].region(NAME)["stored"] == 0, "its old copies are gone", 30)
+        guest.accident(0, "kill")
+        used(guest, "writes")
+        eventually(lambda: guest.at_risk() == 0, "everything is in two places again", 60)
+        whole(guest)
+        assert told(guest) == [gone, back], guest.play.events
+
+
 def test_writes_single_copies():
     with Gated("none", hosts=2, slab="2M", remote=30, ready=False, lost_ms=LOST_MS) as guest:
         swallow(guest, WRITE, "SUBHOST_UNWRITABLE")
@@ -68,19 +86,7 @@ def test_writes_single_copies():
 
 
 def test_writes_replica():
-    with Gated("replica", hosts=3, lost_ms=LOST_MS) as guest:
-        swallow(guest, WRITE, "SUBHOST_UNWRITABLE")
-        eventually(lambda: guest.stats()["engine"]["subhosts"][1]["pages"] == 0 and guest.at_risk() == 0,
-                   "all is in two places without it", 60)
-        moves(guest, "page_outs")
-        whole(guest)
-        answers(guest, "SUBHOST_WRITABLE")
-        eventually(lambda: guest.regions[1].region(NAME)["stored"] == 0, "its old copies are gone", 30)
-        guest.accident(0, "kill")
-        used(guest, "writes")
-        eventually(lambda: guest.at_risk() == 0, "everything is in two places again", 60)
-        whole(guest)
-        assert told(guest) == ["SUBHOST_UNWRITABLE", "SUBHOST_WRITABLE"], guest.play.events
+    second_copies(WRITE, "SUBHOST_UNWRITABLE", "SUBHOST_WRITABLE", ["page_outs"])
 
 
 def test_drain_while_writes_are_swallowed():
@@ -109,20 +115,7 @@ def test_reads_single_copies():
 
 
 def test_reads_replica():
-    with Gated("replica", hosts=3, lost_ms=LOST_MS) as guest:
-        swallow(guest, READ, "SUBHOST_LOST")
-        eventually(lambda: guest.stats()["engine"]["subhosts"][1]["pages"] == 0 and guest.at_risk() == 0,
-                   "all is in two places without it", 60)
-        moves(guest, "page_ins")
-        moves(guest, "page_outs")
-        whole(guest)
-        answers(guest, "SUBHOST_BACK")
-        eventually(lambda: guest.regions[1].region(NAME)["stored"] == 0, "its old copies are gone", 30)
-        guest.accident(0, "kill")
-        used(guest, "writes")
-        eventually(lambda: guest.at_risk() == 0, "everything is in two places again", 60)
-        whole(guest)
-        assert told(guest) == ["SUBHOST_LOST", "SUBHOST_BACK"], guest.play.events
+    second_copies(READ, "SUBHOST_LOST", "SUBHOST_BACK", ["page_ins", "page_outs"])
 
 
 if __name__ == "__main__":
