@@ -15,12 +15,13 @@ class NoLab(Exception):
     """Says why there is no lab here."""
 
 
-def run(name, limit=500):
+def run(name, limit=500, cpus=3):
     """The lab's console, and what the script printed as a list; ends this process if the lab ends badly.
 
     @limit: seconds, on a machine that is busy with other things; only what hangs takes so long.
+    @cpus: emulated processors, each of which takes one of this machine's when it works.
     """
-    lab = subprocess.run([sys.executable, "-c", "import lab; lab.run('%s', limit=%d)" % (name, limit)],
+    lab = subprocess.run([sys.executable, "-c", "import lab; lab.run('%s', limit=%d, cpus=%d)" % (name, limit, cpus)],
                          cwd=os.path.join(TOP, "tests", "lab"), stdin=subprocess.DEVNULL,
                          stdout=subprocess.PIPE, text=True, env=dict(os.environ, BUILD=BUILD))
     if lab.returncode == 77:

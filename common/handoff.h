@@ -6,7 +6,8 @@
  * -------------------
  * QEMU connects to the pager's UNIX stream socket and sends HELLO (with the
  * userfaultfd), one BLOCK per external RAM block (each with its memfd) and
- * LAYOUT_END.  The pager answers WELCOME.  From then on both sides may send at
+ * LAYOUT_END, with its page tables' /proc/self/pagemap if it may open that (without it the pager
+ * cannot see which memory is in use, uffd-pager/mapped.h).  The pager answers WELCOME.  From then on both sides may send at
  * any time.  A request that wants an answer carries a non-zero cookie, which
  * the answer repeats.  If the socket drops, QEMU connects again and sends all
  * of it again; the userfaultfd and its registrations live on in QEMU.
@@ -38,7 +39,7 @@
 enum handoff_type {
     HANDOFF_HELLO = 1,       /* Q: struct handoff_hello, 1 fd (userfaultfd) */
     HANDOFF_BLOCK = 2,       /* Q: struct handoff_block, 1 fd (memfd) */
-    HANDOFF_LAYOUT_END = 3,  /* Q: no body -> WELCOME */
+    HANDOFF_LAYOUT_END = 3,  /* Q: no body, 1 fd (its /proc/self/pagemap) or none -> WELCOME */
     HANDOFF_WELCOME = 4,     /* P: struct handoff_result */
 
     HANDOFF_ZAP = 5,         /* P: struct handoff_ranges -> ZAPPED */

@@ -47,8 +47,9 @@
  * whoever looks in between finds a good one (uffd-pager/homes.h).
  *
  * PAGE_IDLE is no state but a remark on a stable LOCAL or CLEAN page: its mapping was taken away to see
- * whether it is accessed, and it was not since (uffd-pager/engine_watch.c).  pagemap_get() hides it,
- * and pagemap_lock() clears it, because whoever takes the page does so for an access, or evicts it.
+ * whether it is accessed, and nobody has seen it mapped since (uffd-pager/engine_watch.c, engine_look.c).
+ * pagemap_get() hides it, and pagemap_lock() clears it, because whoever takes the page does so for an
+ * access, or evicts it.
  * PAGE_TURNS is another: how often the page was so marked for a second look (predictor/sweep.h).  It stays
  * while the page is taken, and goes when the page does.
  *
@@ -216,6 +217,12 @@ static inline uint8_t pagemap_get(const struct pagemap *map, uint64_t page)
 static inline bool pagemap_idle(const struct pagemap *map, uint64_t page)
 {
     return atomic_load_explicit(&map->pages[page], memory_order_relaxed) & PAGE_IDLE;
+}
+
+/** pagemap_clear_idle() - the page was accessed; any thread */
+static inline void pagemap_clear_idle(struct pagemap *map, uint64_t page)
+{
+    atomic_fetch_and_explicit(&map->pages[page], (uint8_t)~PAGE_IDLE, memory_order_relaxed);
 }
 
 /** pagemap_turns() - how many marks of a LOCAL or CLEAN page were counted; 3: that many or more */

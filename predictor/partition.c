@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * partition.c - which chunks go to the main host, and which sub-host every chunk belongs to
+ * partition.c - which pages go to the main host, and which sub-host every chunk belongs to
  *
- * 1. Hot: chunks by falling heat, those of equal heat in the seeded pseudo-random order, go to the
+ * 0. Hot pages: where it is known by page what was in use (page_heat.h), pages by the falling share of
+ *    looks that found them so, as long as they fit; of equals those in the hottest chunks.  Hot pages
+ *    of most programs are strewn: whole chunks would bring as many cold ones along, and leave hot ones behind.
+ * 1. Hot chunks: what is left of chunks by falling heat, those of equal heat in the seeded pseudo-random order, go to the
  *    main host as long as they fit.  One that does not fit any more is passed over and smaller ones
  *    after it may still go, so the main host ends up at most 511 pages short of full.
  * 2. Cold: the rest, biggest first (the small ones fill the gaps), each to the sub-host whose filling
@@ -14,7 +17,8 @@
  *
  * Where sub-hosts take memory by slabs, whole (RDMA), the chunks of a slab go to the sub-host of the first
  * of them as long as it has room: strewn, each slab would take its room on every sub-host.  If the guest
- * does not fit in this way, it is divided chunk by chunk.
+ * does not fit in this way, it is divided chunk by chunk.  Nor are single pages hot there: the slabs would
+ * take their room all the same.
  *
  * A sub-host of weight 0 is taken only when no other has room.  Chunks are not cut, so a guest that
  * leaves no slack anywhere may be refused although its pages, counted singly, would fit.
@@ -29,6 +33,7 @@
 #include <string.h>
 
 #include "common/units.h"
+#include "predictor/page_heat.h"
 #include "predictor/policy.h"
 
 #define MAX_SUBHOSTS 127
@@ -38,6 +43,9 @@ struct split {
     const struct predictor *predictor;
     const struct predictor_partition *want;
     uint8_t *out;
+    uint64_t *hot;  /* bits by page */
+    uint64_t left;  /* pages that the main host may still hold */
+    uint32_t *rest; /* [n_chunks] pages present that are not hot by themselves */
     uint8_t *heat;   /* [n_chunks] as it was when the split began */
     uint8_t *home;   /* [n_chunks] of each slab: its sub-host + 1, 0: none yet */
     uint32_t slab_chunks;
@@ -55,7 +63,7 @@ static uint64_t key_heat(const struct split *split, uint64_t chunk)
 /* Falling size; ties keep the pseudo-random order. */
 static uint64_t key_size(const struct split *split, uint64_t chunk)
 {
-    uint64_t pages = split->want->present[chunk];
+    uint64_t pages = split->rest[chunk];
 
     return pages < CHUNK_PAGES ? CHUNK_PAGES - pages : 0;
 }
@@ -79,17 +87,60 @@ static void split_sort(struct split *split, uint64_t (*key)(const struct split *
     }
 }
 
-static void split_hot(struct split *split)
+/* The least key whose pages all fit.  Return: PREDICTOR_HEATS if those of the highest do not. */
+static unsigned split_threshold(const struct split *split)
 {
-    uint64_t left = split->want->main_pages;
+    uint64_t count[PREDICTOR_HEATS] = {0}, sum = 0;
+    unsigned key = PREDICTOR_HEATS;
 
+    for (uint64_t chunk = 0; chunk < split->predictor->n_chunks; chunk++) {
+        const uint8_t *heat = split->want->page_heat + chunk * CHUNK_PAGES;
+        for (uint64_t i = 0; i < CHUNK_PAGES && split->want->present[chunk]; i++) {
+            count[page_heat_key(heat[i])]++;
+        }
+    }
+    while (key > 1 && sum + count[key - 1] <= split->left) {
+        sum += count[--key];
+    }
+    return key;
+}
+
+/* Take pages of @chunk that were in use at least as often as key @low says, but less than @high, as long as there is room. */
+static void split_hot_pages(struct split *split, uint64_t chunk, unsigned low, unsigned high)
+{
+    uint64_t first = chunk * CHUNK_PAGES;
+
+    for (uint64_t page = first; page < first + CHUNK_PAGES && split->rest[chunk] && split->left; page++) {
+        unsigned key = page_heat_key(split->want->page_heat[page]);
+        if (key >= low && key < high) {
+            split->hot[page / 64] |= (uint64_t)1 << page % 64;
+            split->rest[chunk]--;
+            split->left--;
+        }
+    }
+}
+
+/* Steps 0 and 1. */
+static void split_hot(struct split *split, bool by_page)
+{
+    uint64_t n = split->predictor->n_chunks;
+
+    split->left = split->want->main_pages;
+    memcpy(split->rest, split->want->present, n * sizeof(*split->rest));
     split_sort(split, key_heat);
-    for (uint64_t i = 0; i < split->predictor->n_chunks; i++) {
-        uint32_t chunk = split->order[i], pages = split->want->present[chunk];
+    unsigned least = by_page ? split_threshold(split) : 0;
+    for (uint64_t i = 0; i < n && by_page; i++) {
+        split_hot_pages(split, split->order[i], least, PREDICTOR_HEATS);
+    }
+    for (uint64_t i = 0; i < n && least > 1; i++) {
+        split_hot_pages(split, split->order[i], least - 1, least);
+    }
+    for (uint64_t i = 0; i < n; i++) {
+        uint32_t chunk = split->order[i], pages = split->rest[chunk];
         split->out[chunk] = 0;
-        if (pages && pages <= left) {
+        if (split->want->present[chunk] && pages <= split->left) {
             split->out[chunk] = PREDICTOR_HOT;
-            left -= pages;
+            split->left -= pages;
         }
     }
 }
@@ -142,8 +193,9 @@ static int split_place(struct split *split, uint8_t flag)
 {
     for (uint64_t i = 0; i < split->predictor->n_chunks; i++) {
         // NOLINTNEXTLINE(clang-analyzer-core.NullDereference): predictor_split() has checked order
-        uint32_t chunk = split->order[i], pages = split->want->present[chunk];
-        if (!pages || (split->out[chunk] & PREDICTOR_HOT) != flag) {
+        uint32_t chunk = split->order[i];
+        uint32_t pages = flag ? split->want->present[chunk] : split->rest[chunk];
+        if (!split->want->present[chunk] || (split->out[chunk] & PREDICTOR_HOT) != flag) {
             continue;
         }
         int sub = split_choose_near(split, chunk, pages, pages);
@@ -195,9 +247,10 @@ static int split_cold(struct split *split, uint32_t slab_chunks)
 }
 
 int predictor_split(struct predictor *predictor, const struct predictor_partition *partition,
-                    uint8_t *out)
+                    uint8_t *out, uint64_t *hot)
 {
-    struct split split = {.predictor = predictor, .want = partition, .out = out};
+    struct split split = {.predictor = predictor, .want = partition, .out = out, .hot = hot};
+    bool by_page = partition->page_heat && partition->slab_chunks <= 1;
     int err = -ENOMEM;
 
     if (partition->n_subhosts < 1 || partition->n_subhosts > MAX_SUBHOSTS) {
@@ -206,17 +259,19 @@ int predictor_split(struct predictor *predictor, const struct predictor_partitio
     split.heat = malloc(predictor->n_chunks + 1);
     split.order = calloc(predictor->n_chunks + 1, sizeof(*split.order));
     split.home = malloc(predictor->n_chunks + 1);
-    if (split.heat && split.order && split.home) {
+    split.rest = calloc(predictor->n_chunks + 1, sizeof(*split.rest));
+    if (split.heat && split.order && split.home && split.rest) {
         predictor_export(predictor, split.heat);
-        split_hot(&split);
+        split_hot(&split, by_page);
         err = split_cold(&split, partition->slab_chunks > 1 ? partition->slab_chunks : 1);
         if (err && partition->slab_chunks > 1) {
-            split_hot(&split);
+            split_hot(&split, false);
             err = split_cold(&split, 1);
         }
     }
     free(split.heat);
     free(split.order);
     free(split.home);
+    free(split.rest);
     return err;
 }

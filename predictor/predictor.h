@@ -58,20 +58,22 @@ struct predictor_partition {
     const uint64_t *sub_pages;  /* [n_subhosts] pages each may hold at most */
     const uint32_t *sub_weight; /* [n_subhosts] share wanted, relative; 0: only when others are full */
     uint32_t slab_chunks; /* so many sub-hosts take whole: they go together if there is room; 0: no such thing */
+    const uint8_t *page_heat; /* [n_chunks * CHUNK_PAGES] (page_heat.h); NULL: nothing is known by page */
 };
 
 /**
- * predictor_split() - divide a guest: hottest chunks to the main host until it is full, the rest
+ * predictor_split() - divide a guest: hottest pages and chunks to the main host until it is full, the rest
  * over the sub-hosts in proportion to weight and room
  * @out: [n_chunks]; the low 7 bits name a sub-host for every chunk (a hot one's pages go there when
- *       they are paged out), PREDICTOR_HOT says main host
+ *       they are paged out), PREDICTOR_HOT says main host, for all of the chunk
+ * @hot: [n_chunks * CHUNK_PAGES] bits, all 0 before; a page that goes to the main host on its own account
  *
  * Source: S-memV's split by a histogram of 8-bit aging histories; where it takes the threshold
  * bin's chunks in address order, we take them in seeded pseudo-random order.
  * Return: 0, or -ENOSPC if the present pages do not fit.
  */
 int predictor_split(struct predictor *predictor, const struct predictor_partition *partition,
-                    uint8_t *out);
+                    uint8_t *out, uint64_t *hot);
 
 /**
  * predictor_victims() - the coldest chunks that have resident pages

@@ -2,9 +2,9 @@
 /*
  * sweep.c - which pages leave local memory
  *
- * A pager does not see hits.  What it can do is to take the mapping of a resident page away; the next
- * access is then a minor fault, which costs a quarter of a page-in.  So accesses are only looked for
- * where the answer decides something:
+ * A pager does not see hits.  What it can do is to take the mapping of a resident page away and to look later
+ * whether it is back; an access in between is a soft fault, which costs a twentieth of a page-in.  So accesses
+ * are only looked for where the answer decides something:
  *
  *   - A hand goes round all resident pages in address order.  A page that is touched it has marked as
  *     idle ("watch"); a page that is still idle when the hand comes again leaves.  It is CLOCK, whose
@@ -113,6 +113,13 @@ bool sweep_arrived(struct sweep *sweep, uint64_t page)
     return arrived % SWEEP_WINDOW == 0;
 }
 
+static void sweep_window(const struct sweep *sweep, uint64_t first)
+{
+    if (sweep->view.look && first < sweep->view.n_pages) {
+        sweep->view.look(sweep->view.opaque, first);
+    }
+}
+
 static enum sweep_state sweep_look(const struct sweep *sweep, uint64_t page)
 {
     return page < sweep->view.n_pages ? sweep->view.state(sweep->view.opaque, page) : SWEEP_ABSENT;
@@ -139,6 +146,9 @@ static uint64_t follow(struct sweep *sweep, struct follower *follower, uint64_t 
         *first = (uint64_t)atomic_load_explicit(&sweep->window[place], memory_order_relaxed) *
                  SWEEP_WINDOW;
         follower->pages += (uint64_t)__builtin_popcountll(pages);
+        if (idle) {
+            sweep_window(sweep, *first);
+        }
         for (; pages; pages &= pages - 1) {
             unsigned bit = (unsigned)__builtin_ctzll(pages);
             enum sweep_state state = sweep_look(sweep, *first + bit);
@@ -215,6 +225,7 @@ static void hand_look(struct sweep *sweep, struct sweep_step *step)
     uint64_t touched = 0, idle = 0;
     uint64_t turn = sweep->lap + sweep->hand / SWEEP_WINDOW;
 
+    sweep_window(sweep, sweep->hand);
     for (unsigned i = 0; i < SWEEP_WINDOW; i++) {
         enum sweep_state state = sweep_look(sweep, sweep->hand + i);
         if (state >= SWEEP_TOUCHED) {

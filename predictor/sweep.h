@@ -27,6 +27,8 @@ enum sweep_state {
 struct sweep_view {
     uint64_t n_pages;                 /* at most 1 << 32 */
     const _Atomic uint16_t *resident; /* [n_pages / CHUNK_PAGES, rounded up]; 0: skip the chunk */
+    /* The states of the window at @first (a page) will be asked next: see which marks are still true. NULL: they are. */
+    void (*look)(void *opaque, uint64_t first);
     enum sweep_state (*state)(void *opaque, uint64_t page);
     void *opaque;
 };

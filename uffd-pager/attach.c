@@ -23,6 +23,7 @@
 struct attachment {
     struct handoff_hello hello;
     int uffd;
+    int pagemap; /* -1: none */
     struct layout layout;
     uint32_t cookie; /* of LAYOUT_END */
 };
@@ -32,6 +33,9 @@ static void attach_discard(struct attachment *attachment)
     layout_close(&attachment->layout);
     if (attachment->uffd >= 0) {
         close(attachment->uffd);
+    }
+    if (attachment->pagemap >= 0) {
+        close(attachment->pagemap);
     }
 }
 
@@ -97,6 +101,9 @@ static int attach_read(int fd, struct attachment *attachment, struct reason *rea
         attachment->cookie = frame->header.cookie;
         if (frame->header.type != HANDOFF_LAYOUT_END) {
             err = reason_set(reason, -EPROTO, "LAYOUT_END was expected");
+        } else if (frame->n_fds) {
+            attachment->pagemap = frame->fds[0];
+            frame->fds[0] = -1;
         }
         handoff_frame_close(frame);
     }
@@ -192,7 +199,7 @@ static int attach_first(struct worker *worker, struct reason *reason)
     if (worker->state == WORKER_INCOMING) {
         return incoming_attached(worker, reason);
     }
-    /* A worker that died while it sampled has left MINOR faults registered. */
+    /* A worker that died while it sampled has left the memory registered. */
     int err = sample_clear(&worker->layout, worker->uffd);
     if (err < 0) {
         return reason_set(reason, err, "the userfaultfd of guest %s cannot be used: %s",
@@ -215,7 +222,9 @@ static int attach_replace(struct worker *worker, struct attachment *attachment,
     }
     outgoing_free(worker);
     predictor_free(worker->predictor);
+    free(worker->page_heat);
     worker->predictor = NULL;
+    worker->page_heat = NULL;
     layout_close(&worker->layout);
     worker->layout = attachment->layout;
     attachment->layout.n_blocks = 0;
@@ -235,7 +244,7 @@ static int attach_again(struct worker *worker, struct attachment *attachment,
     }
     if (!err) {
         attach_discard(attachment);
-        attachment->uffd = -1;
+        attachment->uffd = attachment->pagemap = -1;
     }
     return err;
 }
@@ -250,10 +259,14 @@ static int attach_install(struct worker *worker, struct attachment *attachment,
         return attach_again(worker, attachment, reason);
     }
     worker->uffd = attachment->uffd;
+    worker->pagemap = attachment->pagemap;
     worker->layout = attachment->layout;
     worker->have_layout = true;
     worker->qemu_incoming = attachment->hello.flags & HANDOFF_HELLO_INCOMING;
-    attachment->uffd = -1;
+    attachment->uffd = attachment->pagemap = -1;
+    if (worker->pagemap < 0) {
+        log_warn("QEMU may not open its /proc/self/pagemap: which memory is in use cannot be seen");
+    }
     attachment->layout.n_blocks = 0;
     blocks_number(worker);
     int err = attach_first(worker, reason);
@@ -261,7 +274,10 @@ static int attach_install(struct worker *worker, struct attachment *attachment,
         worker->have_layout = false;
         layout_close(&worker->layout);
         close(worker->uffd);
-        worker->uffd = -1;
+        if (worker->pagemap >= 0) {
+            close(worker->pagemap);
+        }
+        worker->uffd = worker->pagemap = -1;
     }
     return err;
 }
@@ -275,7 +291,7 @@ void attach_accept(struct worker *worker, int fd)
         close(fd);
         return;
     }
-    attachment->uffd = -1;
+    attachment->uffd = attachment->pagemap = -1;
     int err = attach_read(fd, attachment, &reason);
     if (!err) {
         err = attach_peer(worker, fd, &reason);

@@ -129,11 +129,17 @@ static enum sweep_state engine_page_state(void *opaque, uint64_t page)
                                            : SWEEP_TOUCHED + pagemap_turns(engine->map, page);
 }
 
+static void engine_look(void *opaque, uint64_t first)
+{
+    look_window(opaque, first);
+}
+
 /* Pages are marked by zapping them; where that cannot be, chunks are chosen. */
 static bool engine_new_sweep(struct engine *engine)
 {
     struct sweep_view view = {.n_pages = engine->map->n_pages,
                               .resident = engine->chunk_resident,
+                              .look = engine_look,
                               .state = engine_page_state,
                               .opaque = engine};
 
@@ -233,8 +239,7 @@ static int engine_register(struct engine *engine, bool recover, struct reason *r
     for (uint32_t i = 0; i < engine->layout->n_blocks; i++) {
         const struct layout_block *block = &engine->layout->block[i];
         err = uffd_register(engine->uffd, block->hva, block->size,
-                            UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR |
-                                UFFDIO_REGISTER_MODE_WP);
+                            UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP);
         if (err < 0) {
             if (!recover) {
                 engine_unregister(engine, i);
@@ -271,20 +276,20 @@ static void engine_stop_threads(struct engine *engine)
     drain_end(engine);
 }
 
-static int engine_start_threads(struct engine *engine, bool premap)
+static int engine_start_threads(struct engine *engine, bool fresh)
 {
     int err = drain_prepare(engine);
 
     err = err < 0 ? err : link_hosts_start(engine);
     err = err < 0 ? err : drain_start(engine);
-    err = err < 0 ? err : repair_start(engine, !premap);
+    err = err < 0 ? err : repair_start(engine, !fresh);
     err = err < 0 ? err : watch_start(engine);
     err = err < 0 ? err : pageout_start(engine);
     err = err < 0 ? err : prefetch_start(engine);
     for (unsigned i = 0; err == 0 && i < engine->config.fault_threads; i++) {
         err = fault_start(engine, i);
     }
-    return err < 0 ? err : quiet_start(engine, premap);
+    return err < 0 ? err : quiet_start(engine);
 }
 
 static void engine_wake_all(struct engine *engine)

@@ -58,6 +58,7 @@ struct engine_config {
     const struct layout *layout;
     struct pagemap *map;
     int uffd; /* as QEMU made it: no API negotiated, or (after a crash) everything registered */
+    int pagemap; /* QEMU's, to see which pages are in use (mapped.h); -1: that cannot be seen */
     unsigned n_subhosts;
     struct engine_subhost subhost[PAGEMAP_MAX_SUBHOSTS];
     uint64_t budget;         /* bytes of guest memory resident at most */
@@ -90,7 +91,7 @@ struct engine_config {
 };
 
 /**
- * engine_start() - register the userfaultfd (MISSING, MINOR, WP), connect to the sub-hosts, serve
+ * engine_start() - register the userfaultfd (MISSING, WP), connect to the sub-hosts, serve
  * @recover: the map is that of an earlier worker: reconcile it with the memfds first
  *           (common/pagemap.h), lift write-protection where the state says so, and wake everything
  *

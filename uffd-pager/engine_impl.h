@@ -7,7 +7,7 @@
  *   fault-N    reads faults, answers them, READs pages in              fault.c
  *   pageout    writes cold pages to the sub-hosts, frees memory        pageout*.c
  *   prefetch   READs pages in that will be wanted soon                 engine_prefetch.c
- *   quiet      maps pages after the start, samples accesses, ages      engine_quiet.c
+ *   quiet      samples accesses by chunk, ages                         engine_quiet.c
  *   drain      moves chunks away from a sub-host that is to be empty   engine_drain.c,
  *              or wants memory back                                    chunk_*.c
  *   repair     makes missing second copies                             engine_repair.c
@@ -57,9 +57,7 @@
 /* engine.chunk_flags */
 #define CHUNK_FENCED 0x01u  /* an old WRITE or TRIM may still land on the sub-host: do not page out */
 #define CHUNK_TRIM 0x02u    /* it has pages that are to be trimmed first (pageout_trim.c) */
-#define CHUNK_SAMPLED 0x04u /* zapped, and not seen accessed since */
 #define CHUNK_MOVING 0x10u  /* on its way to another sub-host: do not page out (chunk_move.c) */
-#define CHUNK_MAP 0x08u     /* accessed after the zap: map the rest of it */
 #define CHUNK_WRITTEN 0x20u /* this times 0 to 7: how likely a page of it is written while it is here */
 #define CHUNK_WRITTEN_MAX 7u
 
@@ -98,7 +96,6 @@ struct engine {
 
     struct trim *trim; /* discarded pages that may have copies on sub-hosts */
     _Atomic unsigned trim_chunks;
-    _Atomic unsigned map_chunks; /* chunks with CHUNK_MAP */
 
     _Atomic uint64_t zero_next; /* the page a run of zero faults would touch next */
     _Atomic unsigned zero_run;
@@ -248,11 +245,17 @@ void prefetch_free(struct engine *engine);
 void prefetch_push(struct engine *engine, uint64_t page);
 
 /* ---- engine_quiet.c ---- */
-int quiet_start(struct engine *engine, bool premap);
+int quiet_start(struct engine *engine);
 void quiet_join(struct engine *engine);
 void quiet_free(struct engine *engine);
-/** quiet_note() - MINOR fault in @chunk; any thread */
-void quiet_note(struct engine *engine, uint64_t chunk);
+
+/* ---- engine_look.c ---- */
+/**
+ * look_window() - take PAGE_IDLE away from those of SWEEP_WINDOW pages that were accessed since they were marked
+ * @first: page, a multiple of SWEEP_WINDOW.  Any thread.
+ * Return: bit i: page @first + i is mapped; 0 if that cannot be seen.
+ */
+uint64_t look_window(struct engine *engine, uint64_t first);
 
 /* ---- engine_watch.c ---- */
 int watch_start(struct engine *engine);

@@ -4,12 +4,13 @@
  *
  * A pager does not see accesses to pages that are mapped.  So page-out has the pages that it may want to take
  * next marked as idle (PAGE_IDLE) and unmapped (QEMU zaps them; they stay in the memfd).  One that is
- * touched raises a MINOR fault, which clears the mark and maps this page alone (fault.c); one that is still
- * marked when page-out comes again leaves.
+ * touched is mapped again by the kernel; when page-out comes again it looks (engine_look.c), and what is
+ * still unmapped leaves.
  *
  * QEMU answers a zap when it is done, so this has a thread of its own.  A touch between mark and zap goes
- * unseen, and if QEMU does not zap, all do: pages then leave in the order of the hand, which is worse a choice
- * and nothing else.  Without page-out nothing is asked and nothing costs.
+ * unseen; if QEMU does not zap, all pages seem to be in use, and if its page tables cannot be looked at, none:
+ * pages then leave in the order of the hand, which is worse a choice and nothing else.  Without
+ * page-out nothing is asked and nothing costs.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -98,7 +99,7 @@ static void watch_zap(struct watch *watch)
     struct engine *engine = watch->engine;
     struct handoff_ranges *ranges = &watch->zap.ranges;
 
-    if (ranges->n && !engine_over(engine)) {
+    if (ranges->n && !engine_over(engine) && engine->config.pagemap >= 0) {
         int err = engine->config.zap(engine->config.opaque, ranges->range, ranges->n);
         if (err < 0) {
             log_debug("pages are chosen blindly: %s", strerror(-err));

@@ -32,7 +32,6 @@
 
 #define FAULT_TICK_MS 20 /* while something is parked or owed */
 #define FAULT_STUCK_US 1000000u
-#define FAULT_MAP_PAGES 16u /* resident pages mapped by one MINOR fault at most; a power of two */
 #define FAULT_ZERO_PAGES 64u
 #define FAULT_MANY 4u /* faults that come together */
 #define FAULT_SPIN_ANSWER 2u /* how much longer an answer is waited for than a fault */
@@ -230,74 +229,6 @@ static bool fault_missing(struct fault_thread *thread, const struct layout_block
     }
 }
 
-/* Lock pages of @state around a locked @page, within the window it is in; idle ones are to stay so. */
-static uint64_t fault_lock_around(struct engine *engine, const struct layout_block *block,
-                                  uint64_t page, uint8_t state, uint64_t *n)
-{
-    uint64_t low = page & ~(uint64_t)(FAULT_MAP_PAGES - 1);
-    uint64_t high = low + FAULT_MAP_PAGES;
-    uint64_t first = page;
-    uint64_t end = page + 1;
-
-    high = high < page_end(block) ? high : page_end(block);
-    while (first > low && !pagemap_idle(engine->map, first - 1) &&
-           pagemap_lock(engine->map, first - 1, state)) {
-        first--;
-    }
-    while (end < high && !pagemap_idle(engine->map, end) && pagemap_lock(engine->map, end, state)) {
-        end++;
-    }
-    *n = end - first;
-    return first;
-}
-
-/* Contents in the file where the map has none: true until proved otherwise, then it was an old fault. */
-static bool fault_minor_unknown(struct engine *engine, const struct layout_block *block,
-                                uint64_t page, uint8_t state)
-{
-    off_t at = layout_file(block, page * PAGE_BYTES);
-
-    if (!pagemap_lock(engine->map, page, state)) {
-        return false;
-    }
-    if (lseek(block->fd, at, SEEK_DATA) != at) {
-        page_release(engine->map, page, state);
-        page_wake(engine, block, page, 1);
-        return true;
-    }
-    room_force(engine, page_chunk(page));
-    page_retag(engine->map, page, PAGE_LOCAL);
-    install_resident(engine, block, page, 1, PAGE_LOCAL);
-    return true;
-}
-
-static bool fault_minor(struct fault_thread *thread, const struct layout_block *block,
-                        uint64_t page, uint64_t flags, uint8_t state)
-{
-    struct engine *engine = thread->engine;
-    bool idle = pagemap_idle(engine->map, page);
-    uint64_t n = 1;
-
-    stats_add(&engine->stats.minor_faults, 1);
-    if (state == PAGE_UNTOUCHED || state == PAGE_REMOTE) {
-        return fault_minor_unknown(engine, block, page, state);
-    }
-    if (!pagemap_lock(engine->map, page, state)) {
-        return false;
-    }
-    quiet_note(engine, page_chunk(page));
-    if (state == PAGE_CLEAN && flags & UFFD_PAGEFAULT_FLAG_WRITE) {
-        /* It would fault again for its protection at once. */
-        page_retag(engine->map, page, PAGE_LOCAL);
-        install_resident(engine, block, page, 1, PAGE_LOCAL);
-        return true;
-    }
-    /* What was asked about an idle page was about no other. */
-    uint64_t first = idle ? page : fault_lock_around(engine, block, page, state, &n);
-    install_resident(engine, block, first, n, state);
-    return true;
-}
-
 static bool fault_protected(struct fault_thread *thread, const struct layout_block *block,
                             uint64_t page, uint8_t state)
 {
@@ -338,8 +269,6 @@ void fault_handle(struct fault_thread *thread, uint64_t page, uint64_t flags, ui
             }
         } else if (flags & UFFD_PAGEFAULT_FLAG_WP) {
             done = fault_protected(thread, block, page, state);
-        } else if (flags & UFFD_PAGEFAULT_FLAG_MINOR) {
-            done = fault_minor(thread, block, page, flags, state);
         } else {
             done = fault_missing(thread, block, page, flags, state, began_us);
         }

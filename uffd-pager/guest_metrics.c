@@ -35,7 +35,7 @@ static const struct {
     {"clean_drops", "uffd_pager_clean_drops_total", "counter", "Pages dropped because their copy was still good."},
     {"zero_drops", "uffd_pager_zero_drops_total", "counter", "Pages of zeros dropped."},
     {"zero_fills", "uffd_pager_zero_fills_total", "counter", "Faults answered with a page of zeros."},
-    {"minor_faults", "uffd_pager_minor_faults_total", "counter", "Faults on pages that were here already."},
+    {"in_use", "uffd_pager_pages_found_in_use_total", "counter", "Pages that might have left, but had been accessed."},
     {"wp_faults", "uffd_pager_wp_faults_total", "counter", "Faults by writing to a protected page."},
     {"discards", "uffd_pager_discarded_pages_total", "counter", "Pages the guest gave back."},
     {"lost_pages", "uffd_pager_lost_pages_total", "counter", "Pages that exist in no place any more."},

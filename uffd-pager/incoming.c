@@ -30,6 +30,7 @@ static void incoming_engine_config(struct worker *worker, struct engine_config *
     config->layout = &worker->layout;
     config->map = &worker->map;
     config->uffd = worker->uffd;
+    config->pagemap = worker->pagemap;
     config->n_subhosts = session->n_subhosts;
     for (unsigned i = 0; i < session->n_subhosts; i++) {
         const struct session_subhost *from = &session->subhost[i];

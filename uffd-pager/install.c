@@ -161,39 +161,6 @@ int install_zero(struct engine *engine, const struct layout_block *block, uint64
     return pages ? 0 : err;
 }
 
-int install_resident(struct engine *engine, const struct layout_block *block, uint64_t first,
-                     uint64_t n, uint8_t state)
-{
-    int result = 0;
-
-    for (uint64_t at = 0; at < n;) {
-        uint64_t done;
-        int err = uffd_continue(engine->uffd, page_hva(block, first + at), (n - at) * PAGE_BYTES,
-                                state == PAGE_CLEAN, &done);
-        uint64_t pages = done / PAGE_BYTES;
-        page_unlock_run(engine, block, first + at, pages, state);
-        at += pages;
-        if (at == n) {
-            break;
-        }
-        if (err != -EEXIST && err != -EFAULT) {
-            install_failed(engine, err);
-        }
-        if (at == 0) {
-            result = err == -EEXIST ? 0 : err;
-        }
-        /* Mapped already, or not in the file: this one faults again, if anybody wants it. */
-        page_release(engine->map, first + at, state);
-        page_wake(engine, block, first + at, 1);
-        at++;
-        if (err == -ESRCH || err == -ENOENT) {
-            page_unlock_run(engine, block, first + at, n - at, state);
-            break;
-        }
-    }
-    return result;
-}
-
 void install_lost(struct engine *engine, const struct layout_block *block, uint64_t page)
 {
     int err = uffd_poison(engine->uffd, page_hva(block, page));

@@ -80,13 +80,6 @@ int install_fetched(struct engine *engine, const struct layout_block *block, uin
 int install_zero(struct engine *engine, const struct layout_block *block, uint64_t first,
                  uint64_t n);
 
-/**
- * install_resident() - @n busy pages whose stable state is @state (LOCAL or CLEAN): map, unlock, wake
- * Return: 0, or -EFAULT if the first is not in the file; such pages are unlocked and woken.
- */
-int install_resident(struct engine *engine, const struct layout_block *block, uint64_t first,
-                     uint64_t n, uint8_t state);
-
 /** install_lost() - a FETCHING page has no contents any more: poison, unlock, wake; its room is given back */
 void install_lost(struct engine *engine, const struct layout_block *block, uint64_t page);
 

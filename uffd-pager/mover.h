@@ -21,7 +21,8 @@
  * and "compress": as in struct policy, which may be missing.
  * The partition fd (memfd) holds [n_chunks] partition bytes as predictor_split() made them (low 7 bits: sub-host,
  * PREDICTOR_HOT: main), then [n_chunks] history bytes to pass on, then a struct mover_totals, which
- * the mover updates for outgoing-status (the worker maps the file).
+ * the mover updates for outgoing-status (the worker maps the file), then a bit for each page that goes to the
+ * main host although its chunk does not.
  */
 #ifndef UFFD_PAGER_MOVER_H
 #define UFFD_PAGER_MOVER_H
@@ -30,6 +31,8 @@
 
 #include "common/pagemap.h"
 #include "common/units.h"
+
+_Static_assert(CHUNK_PAGES % 64 == 0, "bits of a chunk are whole words");
 
 struct mover_totals {
     _Atomic uint64_t rounds;
@@ -46,6 +49,18 @@ struct mover_totals {
 static inline uint64_t mover_totals_offset(uint64_t n_chunks)
 {
     return (2 * n_chunks + 63) & ~(uint64_t)63;
+}
+
+/** mover_hot_offset() - where the bits of hot pages are in the partition file */
+static inline uint64_t mover_hot_offset(uint64_t n_chunks)
+{
+    return mover_totals_offset(n_chunks) + sizeof(struct mover_totals);
+}
+
+/** mover_partition_size() - bytes of the partition file */
+static inline uint64_t mover_partition_size(uint64_t n_chunks)
+{
+    return mover_hot_offset(n_chunks) + n_chunks * (CHUNK_PAGES / 8);
 }
 
 /** mover_busy_us() - for how long there were pages to send, until now */

@@ -142,7 +142,7 @@ static int config_map_memory(struct mover *mover, struct reason *reason)
 
 static int config_partition(struct mover *mover, int fd, struct reason *reason)
 {
-    uint64_t size = mover_totals_offset(mover->n_chunks) + sizeof(struct mover_totals);
+    uint64_t size = mover_partition_size(mover->n_chunks);
     struct stat st;
 
     if (fstat(fd, &st) < 0 || (uint64_t)st.st_size < size) {
@@ -155,6 +155,7 @@ static int config_partition(struct mover *mover, int fd, struct reason *reason)
     mover->partition_file = file;
     mover->partition_size = size;
     mover->totals = (struct mover_totals *)((char *)file + mover_totals_offset(mover->n_chunks));
+    mover->hot = (const uint64_t *)((char *)file + mover_hot_offset(mover->n_chunks));
     mover->partition = malloc(mover->n_chunks);
     mover->history = malloc(mover->n_chunks);
     if (!mover->partition || !mover->history) {

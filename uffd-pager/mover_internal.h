@@ -165,6 +165,7 @@ struct mover {
     uint64_t partition_size;
     struct mover_totals *totals;
     uint8_t *partition; /* [n_chunks], checked */
+    const uint64_t *hot; /* bits by page: to the main host, whatever partition says */
     uint8_t *history;   /* [n_chunks]; main thread */
 
     /* where pages are */

@@ -107,13 +107,14 @@ static void queue_time(struct mover *mover)
     }
 }
 
-/* A page goes again to where it is; a new one to where the partition wants its chunk. */
+/* A page goes again to where it is; a new one to where the partition wants it or its chunk. */
 static unsigned queue_kind(const struct mover *mover, uint64_t page)
 {
     uint8_t place = atomic_load_explicit(&mover->place[page], memory_order_relaxed);
 
     if (place == PAGE_UNTOUCHED) {
-        return mover->partition[page / CHUNK_PAGES] & PREDICTOR_HOT ? 0 : 1;
+        bool hot = mover->hot[page / 64] >> page % 64 & 1;
+        return hot || mover->partition[page / CHUNK_PAGES] & PREDICTOR_HOT ? 0 : 1;
     }
     return place == PAGE_LOCAL ? 0 : 1;
 }

@@ -162,7 +162,7 @@ static int outgoing_partition_file(struct worker *worker, struct reason *reason)
     struct outgoing *out = &worker->out;
     uint64_t n_chunks = outgoing_chunks(worker);
 
-    out->partition_size = mover_totals_offset(n_chunks) + sizeof(struct mover_totals);
+    out->partition_size = mover_partition_size(n_chunks);
     out->partition_fd = memfd_create("partition", MFD_CLOEXEC);
     if (out->partition_fd < 0 || ftruncate(out->partition_fd, (off_t)out->partition_size) < 0) {
         return reason_set(reason, -errno, "the partition cannot be stored: %m");
@@ -174,6 +174,17 @@ static int outgoing_partition_file(struct worker *worker, struct reason *reason)
         return reason_set(reason, -errno, "the partition cannot be stored: %m");
     }
     return 0;
+}
+
+/* How many of a chunk's @present pages go to the main host. */
+static uint32_t outgoing_to_main(uint8_t byte, const uint64_t *hot, uint32_t present)
+{
+    uint32_t n = 0;
+
+    for (unsigned i = 0; i < CHUNK_PAGES / 64; i++) {
+        n += (uint32_t)__builtin_popcountll(hot[i]);
+    }
+    return byte & PREDICTOR_HOT || n > present ? present : n;
 }
 
 static int outgoing_split(struct worker *worker, const json_t *args, json_t *answer,
@@ -189,6 +200,7 @@ static int outgoing_split(struct worker *worker, const json_t *args, json_t *ans
     uint64_t slab = CHUNK_BYTES;
     bool whole = false; /* a sub-host that is reached by RDMA takes slabs whole */
     uint8_t *bytes = out->partition;
+    uint64_t *hot = (uint64_t *)((char *)out->partition + mover_hot_offset(n_chunks));
 
     int err = present && bytes ? 0 : -ENOMEM;
     if (!err) {
@@ -219,8 +231,9 @@ static int outgoing_split(struct worker *worker, const json_t *args, json_t *ans
             .sub_pages = sub_pages,
             .sub_weight = sub_weight,
             .slab_chunks = whole ? (uint32_t)(slab / CHUNK_BYTES) : 0,
+            .page_heat = worker->page_heat,
         };
-        err = predictor_split(worker->predictor, &partition, bytes);
+        err = predictor_split(worker->predictor, &partition, bytes, hot);
         if (err) {
             reason_set(reason, err, "the guest's memory does not fit on the hosts given");
         }
@@ -229,10 +242,10 @@ static int outgoing_split(struct worker *worker, const json_t *args, json_t *ans
         uint64_t main_pages = 0;
         uint64_t pages[PAGEMAP_MAX_SUBHOSTS] = {0};
         for (uint64_t chunk = 0; chunk < n_chunks; chunk++) {
-            uint64_t *to = bytes[chunk] & PREDICTOR_HOT
-                               ? &main_pages
-                               : &pages[bytes[chunk] & (uint8_t)~PREDICTOR_HOT];
-            *to += present[chunk];
+            uint32_t to_main = outgoing_to_main(bytes[chunk], hot + chunk * (CHUNK_PAGES / 64),
+                                                present[chunk]);
+            main_pages += to_main;
+            pages[bytes[chunk] & (uint8_t)~PREDICTOR_HOT] += present[chunk] - to_main;
         }
         json_t *array = json_array();
         for (unsigned i = 0; i < out->n_subhosts; i++) {

@@ -12,7 +12,9 @@ static int outgoing_sample(struct worker *worker, uint64_t seconds, uint64_t per
     struct sample_config config = {
         .layout = &worker->layout,
         .uffd = worker->uffd,
+        .pagemap = worker->pagemap,
         .predictor = worker->predictor,
+        .page_heat = worker->page_heat,
         .period_ms = (unsigned)period_ms,
         .zap = worker_zap,
         .opaque = worker,
@@ -62,13 +64,15 @@ json_t *outgoing_profile(struct worker *worker, const json_t *args, int *err,
     if (!worker->predictor) {
         worker->predictor = predictor_new(NULL, outgoing_chunks(worker), 1);
     }
+    free(worker->page_heat); /* what single pages were used for ages faster than what chunks were */
+    worker->page_heat = calloc(outgoing_chunks(worker), CHUNK_PAGES);
     pthread_mutex_unlock(&worker->lock);
 
     uint64_t present = guest_present(&worker->layout, NULL);
     json_t *answer = json_pack("{s:I, s:I, s:i, s:i}", "ram", (json_int_t)worker->layout.flat_size,
                                "present", (json_int_t)(present * PAGE_BYTES), "chunks_accessed", 0,
                                "periods", 0);
-    if (seconds && worker->predictor) {
+    if (seconds && worker->predictor && worker->page_heat && worker->pagemap >= 0) {
         *err = outgoing_sample(worker, seconds, period_ms ? period_ms : 1000, answer, reason);
     }
     pthread_mutex_lock(&worker->lock);

@@ -6,8 +6,8 @@
  *
  *   lock          LOCAL -> EVICTING, CLEAN -> DROPPING; others are left out, and those whose old copy
  *                 is still to be trimmed.  From here on nobody else maps or changes these pages.
- *   protect       one UFFDIO_WRITEPROTECT a run, mapped or not.  Who writes now waits (a WP fault, or
- *                 MINOR if it was not mapped), who reads a mapped page reads on.
+ *   protect       one UFFDIO_WRITEPROTECT a run, mapped or not.  Who writes now waits (a WP fault), who
+ *                 reads reads on.
  *   pread         the contents cannot change any more
  *   WRITE         to all places of the chunk; not for zeros, not for CLEAN pages
  *   answers       all of them, from all places

@@ -13,7 +13,7 @@ static const struct {
     {"clean_drops", offsetof(struct stats, clean_drops)},
     {"zero_drops", offsetof(struct stats, zero_drops)},
     {"zero_fills", offsetof(struct stats, zero_fills)},
-    {"minor_faults", offsetof(struct stats, minor_faults)},
+    {"in_use", offsetof(struct stats, in_use)},
     {"wp_faults", offsetof(struct stats, wp_faults)},
     {"lost_pages", offsetof(struct stats, lost_pages)},
     {"discards", offsetof(struct stats, discards)},

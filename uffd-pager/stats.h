@@ -24,7 +24,7 @@ struct stats {
     _Atomic uint64_t clean_drops;
     _Atomic uint64_t zero_drops;
     _Atomic uint64_t zero_fills;
-    _Atomic uint64_t minor_faults;
+    _Atomic uint64_t in_use; /* pages that were asked about, and had been accessed */
     _Atomic uint64_t wp_faults;
     _Atomic uint64_t lost_pages;
     _Atomic uint64_t discards;

@@ -12,8 +12,7 @@
 
 #define UFFD_WANTED                                                                                \
     ((uint64_t)(UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_MISSING_SHMEM |                      \
-                UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_WP_HUGETLBFS_SHMEM |                       \
-                UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_POISON))
+                UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_POISON))
 
 static int uffd_ioctl(int uffd, unsigned long request, void *arg)
 {
@@ -67,7 +66,7 @@ int uffd_unregister(int uffd, uint64_t start, uint64_t length)
 }
 
 /*
- * COPY, ZEROPAGE and CONTINUE stop in the middle with EAGAIN and the bytes done (only the next call
+ * COPY and ZEROPAGE stop in the middle with EAGAIN and the bytes done (only the next call
  * tells why), or with EAGAIN and a negative number for a change of the address space.
  * Return: true to go on.
  */
@@ -133,21 +132,6 @@ int uffd_zero(int uffd, uint64_t start, uint64_t length, uint64_t *done)
         arg = (struct uffdio_zeropage){.range = {.start = start + *done, .len = length - *done}};
         rc = ioctl(uffd, UFFDIO_ZEROPAGE, &arg);
     } while (uffd_part(rc, arg.zeropage, arg.range.len, done, &err));
-    return err;
-}
-
-int uffd_continue(int uffd, uint64_t start, uint64_t length, bool protect, uint64_t *done)
-{
-    int err;
-    int rc;
-    struct uffdio_continue arg;
-
-    *done = 0;
-    do {
-        arg = (struct uffdio_continue){.range = {.start = start + *done, .len = length - *done},
-                                       .mode = protect ? UFFDIO_CONTINUE_MODE_WP : 0};
-        rc = ioctl(uffd, UFFDIO_CONTINUE, &arg);
-    } while (uffd_part(rc, arg.mapped, arg.range.len, done, &err));
     return err;
 }
 

@@ -7,7 +7,6 @@
  * Errors that callers must expect:
  *
  *   -EEXIST   something is there already; the kernel has NOT woken the faulter
- *   -EFAULT   uffd_continue(): there is no page in the file
  *   -ENOENT   the range is not (any more) registered memory
  *   -ESRCH    the guest's process is going away
  */
@@ -23,9 +22,6 @@
 #endif
 #ifndef UFFD_FEATURE_POISON /* Linux 6.6 */
 #define UFFD_FEATURE_POISON (1 << 14)
-#endif
-#ifndef UFFDIO_CONTINUE_MODE_WP /* Linux 6.4 */
-#define UFFDIO_CONTINUE_MODE_WP ((uint64_t)1 << 1)
 #endif
 #ifndef UFFDIO_POISON /* Linux 6.6 */
 #define _UFFDIO_POISON (0x08)
@@ -62,9 +58,6 @@ int uffd_copy_range(int uffd, uint64_t to, const void *from, uint64_t length, bo
 
 /** uffd_zero() - zero pages and wake. @done: bytes that were installed, from the beginning */
 int uffd_zero(int uffd, uint64_t start, uint64_t length, uint64_t *done);
-
-/** uffd_continue() - map pages that are in the file, and wake. @done: as above */
-int uffd_continue(int uffd, uint64_t start, uint64_t length, bool protect, uint64_t *done);
 
 /** uffd_protect() - write-protect a range, mapped or not */
 int uffd_protect(int uffd, uint64_t start, uint64_t length);

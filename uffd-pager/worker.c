@@ -399,7 +399,7 @@ static int worker_init(struct worker *worker, const char *run_dir, const char *u
     pthread_mutex_init(&worker->zap_lock, NULL);
     pthread_cond_init(&worker->changed, NULL);
     pthread_cond_init(&worker->zap_done, NULL);
-    worker->qemu_fd = worker->qemu_pidfd = worker->uffd = -1;
+    worker->qemu_fd = worker->qemu_pidfd = worker->uffd = worker->pagemap = -1;
     worker->out.mover_fd = worker->out.partition_fd = -1;
     worker->data = *data;
     worker->started_us = units_now_us();

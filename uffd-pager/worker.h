@@ -66,7 +66,7 @@ struct outgoing {
     pid_t mover_pid; /* 0: none */
     int mover_fd;    /* -1: none */
     int partition_fd;
-    void *partition; /* mapped: partition bytes, history, struct mover_totals */
+    void *partition; /* mapped: see mover.h */
     uint64_t partition_size;
     unsigned n_subhosts;
     bool mover_ready;  /* MIG_BEGUN came from the mover */
@@ -97,6 +97,7 @@ struct worker {
     pid_t qemu_pid;
     bool qemu_incoming;
     int uffd;
+    int pagemap; /* QEMU's /proc/self/pagemap (mapped.h); -1: none */
     struct layout layout;
     bool have_layout;
     uint32_t qemu_index[HANDOFF_MAX_BLOCKS]; /* blocks.h; written under zap_lock */
@@ -104,6 +105,8 @@ struct worker {
     uint64_t unpaged; /* bytes of RAM that QEMU has and the split has not */
     bool quit;
     int wake; /* eventfd: look at the state again */
+
+    uint8_t *page_heat; /* [pages] of the last profile (page_heat.h); NULL: there was none */
 
     /* zap requests waiting for ZAPPED */
     pthread_mutex_t zap_lock;

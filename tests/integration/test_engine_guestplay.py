@@ -29,7 +29,7 @@ def test(cluster):
     there.check()
     there.run(2)
     before = target.guest(cluster.uuid)
-    if not before["page_ins"] or not before["page_outs"] or not before["minor_faults"]:
+    if not before["page_ins"] or not before["page_outs"] or not before["in_use"]:
         raise Failure("nothing was paged: %s" % before)
     # The hand-off socket drops, then the worker dies: the guest waits and goes on.
     there("go")

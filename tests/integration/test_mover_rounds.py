@@ -19,6 +19,24 @@ def expect(condition, text):
         raise Failure(text)
 
 
+def test_hot_pages_of_cold_chunks():
+    rng = random.Random(9)
+    lab = Lab(SIZES, 2)
+    try:
+        fill(lab.source, rng, "mixed")
+        pages = list(lab.source.pages())
+        hot = {page for page in pages if rng.random() < 0.3 and lab.source.read(page) != ZERO}
+        lab.begin(random_partition(lab.source, rng, 2, 0), hot=hot)
+        lab.mover.hand_over(lab.source, pages, 1)
+        page_map = lab.finish()
+        lab.mover.drain()
+        lab.check(page_map)
+        local = {page for page in pages if page_map[0][page] == LOCAL}
+        expect(local == hot, "%d pages on the main host, %d are hot" % (len(local), len(hot)))
+    finally:
+        lab.close()
+
+
 def move(kind, n_subhosts, seed, rounds=0, hot=0.5, budget=None, **options):
     rng = random.Random(seed)
     lab = Lab(SIZES, n_subhosts, budget)
@@ -246,7 +264,7 @@ def test_bandwidth_limit():
 
 
 if __name__ == "__main__":
-    run_tests([test_random_one_subhost, test_sparse_two_subhosts, test_mixed_five_subhosts, test_zero,
+    run_tests([test_hot_pages_of_cold_chunks, test_random_one_subhost, test_sparse_two_subhosts, test_mixed_five_subhosts, test_zero,
                test_rounds, test_rounds_five_subhosts_one_connection, test_rounds_many_connections,
                test_budget_smaller_than_hot_pages, test_budget_zero, test_main_full_before_its_budget,
                test_stale_pages_are_punched, test_main_arrives_late,

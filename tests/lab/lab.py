@@ -34,11 +34,11 @@ def build(qemu):
     return files["KERNEL"], files["INITRD"]
 
 
-def start(qemu, tests, limit):
+def start(qemu, tests, limit, cpus):
     kernel, initrd = build(qemu)
     return subprocess.Popen([
         qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-        "-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm", "-smp", "3", "-m", str(MEMORY_MIB),
+        "-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm", "-smp", str(cpus), "-m", str(MEMORY_MIB),
         "-kernel", kernel, "-initrd", initrd, "-serial", "stdio",
         "-append", "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable no_timer_check nowatchdog "
                    "lab.tests=%s lab.limit=%d" % (",".join(tests), limit)],
@@ -55,13 +55,13 @@ def verdict(console, tests):
     return wrong
 
 
-def run(*tests, limit=240):
+def run(*tests, limit=240, cpus=3):
     """Run tests of tests/lab/tests in a lab VM; the process's exit status says how it went."""
     qemu = patched_qemu()
     for name in ("split-migrate", "uffd-pager", "subhost-server"):
         program(name)
     began = time.monotonic()
-    process = start(qemu, tests, limit)
+    process = start(qemu, tests, limit, cpus)
     # The tests inside have limits of their own; this one is for a lab that hangs as a whole.
     alarm = threading.Timer(BOOT_SECONDS + len(tests) * (limit + 30), process.kill)
     alarm.start()

@@ -267,11 +267,14 @@ class Mover:
                 raise Failure("the mover sent %d: %s" % (got, body[8:].split(b"\0")[0].decode()))
 
     def configure(self, memory, partition, history, main, subhosts, uuid, connections=2, bandwidth=0,
-                  compress=None):
+                  compress=None, hot=()):
         self.partition = os.memfd_create("partition")
         totals = (2 * memory.n_chunks + 63) & ~63
-        os.ftruncate(self.partition, totals + 8 * (5 + 127 + 2))
+        bits = bytearray(memory.n_chunks * CHUNK_PAGES // 8)
+        for page in hot:
+            bits[page // 8] |= 1 << page % 8
         os.pwrite(self.partition, bytes(partition) + bytes(history), 0)
+        os.pwrite(self.partition, bits, totals + 8 * (5 + 127 + 2))
         self.totals = totals
         config = {
             "migration": str(uuidlib.uuid4()), "uuid": uuid, "connections": connections,

@@ -115,7 +115,7 @@ static void guest_main(int fd, int zap)
 
     play_signals();
     int uffd = play_map(play);
-    if (send_fd(fd, uffd) < 0) {
+    if (send_fd(fd, uffd) < 0 || send_fd(fd, play_pagemap()) < 0) {
         _exit(2);
     }
     pthread_create(&thread, NULL, guest_zap_main, &zap);
@@ -165,6 +165,7 @@ static void guest_begin(void)
     guest_fd = pair[0];
     zap_fd = zap[0];
     config.uffd = receive_fd(guest_fd);
+    config.pagemap = receive_fd(guest_fd);
 }
 
 /* ---- what the guest holds when it arrives ---- */

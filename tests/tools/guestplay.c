@@ -100,7 +100,10 @@ static int hand_over(int fd)
         err = handoff_send(fd, HANDOFF_BLOCK, 0, &block, sizeof(block), &play->block[i].fd, 1,
                            deadline);
     }
-    return err < 0 ? err : handoff_send(fd, HANDOFF_LAYOUT_END, 1, NULL, 0, NULL, 0, deadline);
+    int pagemap = play_pagemap();
+    err = err < 0 ? err : handoff_send(fd, HANDOFF_LAYOUT_END, 1, NULL, 0, &pagemap, 1, deadline);
+    close(pagemap);
+    return err;
 }
 
 static void take_answer(const struct handoff_frame *frame)

@@ -215,6 +215,18 @@ static inline int play_map(struct play *play)
     return uffd;
 }
 
+/** play_pagemap() - in the guest: what tells others which of its pages are mapped */
+static inline int play_pagemap(void)
+{
+    int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+
+    if (fd < 0) {
+        perror("/proc/self/pagemap");
+        exit(2);
+    }
+    return fd;
+}
+
 static inline uint8_t *play_address(const struct play *play, uint64_t page)
 {
     int block = play_block(play, page);

@@ -20,6 +20,7 @@ struct lab {
     struct mover_totals totals;
     struct mover_target target[3];
     uint8_t partition[CHUNKS], history[CHUNKS];
+    uint64_t hot[CHUNKS * CHUNK_PAGES / 64];
 };
 
 static int setup(void **state)
@@ -39,6 +40,7 @@ static int setup(void **state)
     mover->totals = &lab->totals;
     mover->partition = lab->partition;
     mover->history = lab->history;
+    mover->hot = lab->hot;
     mover->place = calloc(mover->n_pages, 1);
     mover->next = calloc(mover->n_pages / 64, 8);
     for (unsigned kind = 0; kind < 2; kind++) {
@@ -120,6 +122,19 @@ static void pages_go_where_the_partition_says(void **state)
     for (unsigned i = 0; i < 3; i++) {
         assert_int_equal(take(lab, i, &chunk), -1);
     }
+}
+
+static void hot_pages_go_without_their_chunk(void **state)
+{
+    struct lab *lab = *state;
+    uint64_t chunk;
+
+    lab->hot[CHUNK_PAGES / 64 + 2] = 0x5;
+    assert_int_equal(hand_over(lab, 1, CHUNK_PAGES, CHUNK_PAGES), 0);
+    assert_int_equal(take(lab, 0, &chunk), 2);
+    assert_int_equal(chunk, 1);
+    assert_int_equal(take(lab, 1, &chunk), CHUNK_PAGES - 2);
+    assert_int_equal(chunk, 1);
 }
 
 static void pages_go_where_they_were(void **state)
@@ -213,6 +228,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(pages_go_where_the_partition_says, setup, teardown),
+        cmocka_unit_test_setup_teardown(hot_pages_go_without_their_chunk, setup, teardown),
         cmocka_unit_test_setup_teardown(pages_go_where_they_were, setup, teardown),
         cmocka_unit_test_setup_teardown(a_round_waits_for_the_one_before, setup, teardown),
         cmocka_unit_test_setup_teardown(a_page_written_again_is_sent_once, setup, teardown),

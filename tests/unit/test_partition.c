@@ -12,6 +12,7 @@
 #include <cmocka.h>
 
 #include "common/units.h"
+#include "predictor/page_heat.h"
 #include "predictor/policy.h"
 
 #define N 2000
@@ -26,6 +27,7 @@ struct guest {
     uint32_t weight[SUBS_MAX];
     struct predictor_partition want;
     uint8_t out[N];
+    uint64_t hot[N * CHUNK_PAGES / 64];
     uint64_t hot_pages, cold_pages[SUBS_MAX], all_pages[SUBS_MAX], empty_chunks[SUBS_MAX];
 };
 
@@ -53,7 +55,8 @@ static void guest_make(struct guest *g, uint64_t seed, unsigned levels, unsigned
 static int guest_split(struct guest *g)
 {
     memset(g->out, 0xff, sizeof(g->out));
-    int err = predictor_split(g->predictor, &g->want, g->out);
+    memset(g->hot, 0, sizeof(g->hot));
+    int err = predictor_split(g->predictor, &g->want, g->out, g->hot);
 
     for (unsigned i = 0; i < N && !err; i++) {
         unsigned sub = g->out[i] & ~PREDICTOR_HOT;
@@ -360,12 +363,119 @@ static void test_slabs_stay_together(void **state)
     predictor_free(g.predictor);
 }
 
+static bool is_hot(const struct guest *g, uint64_t page)
+{
+    return g->out[page / CHUNK_PAGES] & PREDICTOR_HOT || g->hot[page / 64] >> page % 64 & 1;
+}
+
+/* A guest of full chunks, with a page in eight of each in use; looked at four times. */
+static struct guest *guest_with_strewn_pages(uint8_t **heat)
+{
+    struct guest *g = malloc(sizeof(*g));
+
+    guest_make(g, 5, 4, 0);
+    *heat = calloc(N, CHUNK_PAGES);
+    for (uint64_t page = 0; page < N * CHUNK_PAGES; page++) {
+        for (unsigned look = 0; look < 4; look++) {
+            page_heat_note(*heat + page, page % 8 == 0);
+        }
+    }
+    g->want.n_subhosts = 2;
+    g->sub_pages[0] = g->sub_pages[1] = N * CHUNK_PAGES;
+    g->weight[0] = g->weight[1] = 1;
+    g->want.page_heat = *heat;
+    return g;
+}
+
+static void test_strewn_hot_pages(void **state)
+{
+    uint8_t *heat;
+    struct guest *g = guest_with_strewn_pages(&heat);
+    uint64_t on_main = 0;
+
+    (void)state;
+    g->want.main_pages = N * CHUNK_PAGES / 4; /* room for all that is in use, and for an eighth more */
+    assert_int_equal(guest_split(g), 0);
+    for (uint64_t page = 0; page < N * CHUNK_PAGES; page++) {
+        on_main += is_hot(g, page);
+        assert_true(page % 8 || is_hot(g, page));
+    }
+    assert_true(on_main <= g->want.main_pages);
+    assert_true(on_main + CHUNK_PAGES > g->want.main_pages);
+    predictor_free(g->predictor);
+    free(heat);
+    free(g);
+}
+
+static void test_more_hot_pages_than_room(void **state)
+{
+    uint8_t *heat;
+    struct guest *g = guest_with_strewn_pages(&heat);
+    uint64_t on_main = 0, best = 0;
+
+    (void)state;
+    for (uint64_t page = 0; page < N * CHUNK_PAGES; page += 8) { /* half of them was in use half as often */
+        heat[page] = page % 16 ? 0x24 : 0x44;
+    }
+    g->want.main_pages = N * CHUNK_PAGES / 8 - N * CHUNK_PAGES / 32;
+    assert_int_equal(guest_split(g), 0);
+    for (uint64_t page = 0; page < N * CHUNK_PAGES; page++) {
+        on_main += is_hot(g, page);
+        best += is_hot(g, page) && page % 16 == 0;
+        assert_true(page % 8 == 0 || !is_hot(g, page));
+    }
+    assert_int_equal(on_main, g->want.main_pages);
+    assert_int_equal(best, N * CHUNK_PAGES / 16);
+    predictor_free(g->predictor);
+    free(heat);
+    free(g);
+}
+
+/* Slabs are taken whole: strewn pages would not make them smaller. */
+static void test_slabs_know_no_single_pages(void **state)
+{
+    uint8_t *heat;
+    struct guest *g = guest_with_strewn_pages(&heat);
+
+    (void)state;
+    g->want.main_pages = N * CHUNK_PAGES / 4;
+    g->want.slab_chunks = 4;
+    assert_int_equal(guest_split(g), 0);
+    for (unsigned i = 0; i < N * CHUNK_PAGES / 64; i++) {
+        assert_int_equal(g->hot[i], 0);
+    }
+    predictor_free(g->predictor);
+    free(heat);
+    free(g);
+}
+
+static void test_page_heat(void **state)
+{
+    uint8_t heat = 0;
+
+    (void)state;
+    assert_int_equal(page_heat_key(heat), 0);
+    for (unsigned i = 0; i < 1000; i++) {
+        page_heat_note(&heat, true);
+        assert_int_equal(page_heat_key(heat), 255);
+    }
+    for (unsigned i = 0; i < 1000; i++) { /* what it was once is forgotten */
+        page_heat_note(&heat, false);
+    }
+    assert_int_equal(page_heat_key(heat), 0);
+    for (unsigned i = 0; i < 1000; i++) {
+        page_heat_note(&heat, i % 2);
+    }
+    assert_in_range(page_heat_key(heat), 90, 165);
+}
+
 static void test_one_tebibyte(void **state)
 {
     const uint64_t n_chunks = (uint64_t)1 << 19;
     struct predictor *p = predictor_new(NULL, n_chunks, 1);
     uint32_t *present = calloc(n_chunks, sizeof(*present)), weight[4] = {1, 1, 1, 1};
     uint8_t *out = malloc(n_chunks);
+    uint64_t *hot = calloc(n_chunks, CHUNK_PAGES / 8);
     uint64_t room[4];
     struct predictor_partition want = {.present = present,
                                        .main_pages = n_chunks * 128,
@@ -381,10 +491,11 @@ static void test_one_tebibyte(void **state)
         room[i] = n_chunks * 96; /* not a page to spare */
     }
     uint64_t begin = units_now_us();
-    assert_int_equal(predictor_split(p, &want, out), 0);
+    assert_int_equal(predictor_split(p, &want, out, hot), 0);
     print_message("1 TiB: split in %lu ms\n", (unsigned long)(units_now_us() - begin) / 1000);
     free(present);
     free(out);
+    free(hot);
     predictor_free(p);
 }
 
@@ -401,6 +512,10 @@ int main(void)
         cmocka_unit_test(test_determinism),
         cmocka_unit_test(test_no_address_bias),
         cmocka_unit_test(test_slabs_stay_together),
+        cmocka_unit_test(test_strewn_hot_pages),
+        cmocka_unit_test(test_more_hot_pages_than_room),
+        cmocka_unit_test(test_slabs_know_no_single_pages),
+        cmocka_unit_test(test_page_heat),
         cmocka_unit_test(test_one_tebibyte),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -24,9 +24,9 @@ BARE = {"back": 300, "gap": 100, "fault": 200}  # ways of rdma-floor, and how of
 SPINS = (("as shipped", {}), ("may spin for 20 ms", {"spin_us": 20000}))
 
 
-def read_latency():
+def read_latency(*options):
     """Microseconds of a 4 KiB READ, as ib_read_lat sees it."""
-    words = ["ib_read_lat", "-d", "rxe0", "-R", "-s", "4096", "-n", "1000", "-F"]
+    words = ["ib_read_lat", "-d", "rxe0", "-R", "-s", "4096", "-n", "1000", "-F", *options]
     server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         for _ in range(50):
@@ -105,7 +105,9 @@ def compare(one, two, what, options):
             side.guest("bench", first, 2, 3)
     reads, floors = [], {way: [] for way in BARE}
     for _ in range(ROUNDS):
-        reads.append(read_latency())
+        polled, waited = read_latency(), read_latency("-e")
+        print("READ polled %.1f, by events %.1f" % (polled, waited))
+        reads.append(min(polled, waited))
         for way, n in BARE.items():
             floors[way].append(bare(one, way, n))
         for side in sides:
