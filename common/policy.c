@@ -63,7 +63,7 @@ void policy_init(struct policy *policy, const char *const *predictors)
     memcpy(policy->redundancy, "none", sizeof("none"));
     snprintf(policy->predictor, sizeof(policy->predictor), "%s", predictors[0]);
     policy->profile_seconds = 5;
-    policy->period_ms = 1000;
+    policy->period_ms = 200;
     policy->downtime_ms = 300;
     policy->connections = 2;
     memcpy(policy->compress, "none", sizeof("none"));

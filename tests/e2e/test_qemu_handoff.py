@@ -47,6 +47,7 @@ def handoff(bench):
     fd = q.ram_fd()
     check(same_file(fd, s.blocks[0].fd), "the guest's own memfd")
     check("userfaultfd" in os.readlink(f"/proc/self/fd/{s.uffd}"), "uffd")
+    check(os.readlink(f"/proc/self/fd/{s.pagemap}").endswith("/pagemap"), "page tables")
     # UFFDIO_API works once on a userfaultfd: QEMU must have left it to us.
     api = bytearray(struct.pack("<QQQ", 0xAA, 0, 0))
     fcntl.ioctl(s.uffd, 0xC018AA3F, api)

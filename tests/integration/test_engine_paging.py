@@ -78,6 +78,15 @@ def test_pages_in_use_are_seen_and_stay_protected():
         play.check()
 
 
+def test_page_tables_that_cannot_be_seen():
+    """Pages leave, and are whole; which ones is no matter."""
+    with Subhost(memory="512M") as one, with_region(one, SIZE), \
+            guest([one], pagemap=0, budget="48M", high="40M", low="32M") as play:
+        play("mode", "hot")
+        play.play_until(lambda e: e["page_outs"] > 1000 and e["page_ins"] > 1000, "paging")
+        assert play.check()["engine"]["in_use"] == 0
+
+
 def test_zapped_pages_come_back_without_the_pager():
     """What is here is mapped again by the kernel alone."""
     with Subhost(memory="512M") as one, with_region(one, SIZE), \

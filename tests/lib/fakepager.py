@@ -77,6 +77,7 @@ class Session:
         self.flags = None
         self.pid = None
         self.uffd = -1
+        self.pagemap = -1
         self.blocks = []
         self.seen = []  # (type, cookie, body), in order
         self.cond = threading.Condition()
@@ -141,6 +142,7 @@ class Session:
             (fd,) = fds
             self.blocks.append(Block(body, fd))
         elif kind == LAYOUT_END:
+            self.pagemap = fds[0] if fds else -1
             if self.pager.welcome is None:
                 return
             status, reason = self.pager.welcome

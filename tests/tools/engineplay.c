@@ -51,6 +51,7 @@ static struct layout layout;
 static struct pagemap map;
 static struct engine_config config;
 static int guest_fd, zap_fd, engine_in, engine_out;
+static bool blind; /* the engine may not see the page tables */
 static pid_t guest_pid, engine_pid, monitor_pid;
 static bool engine_started;
 static uint64_t slab_bytes = 4 * MIB;
@@ -615,7 +616,7 @@ static void parse(int argc, char **argv, uint64_t *sizes, uint32_t *n_sizes, uin
         {"remote", 1, NULL, 'r'},    {"seed", 1, NULL, 'S'},      {"predictor", 1, NULL, 'P'},
         {"spin-us", 1, NULL, 'u'},   {"lost-action", 1, NULL, 'A'},
         {"slab", 1, NULL, 'B'},      {"choices", 1, NULL, 'C'},   {"redundancy", 1, NULL, 'R'},
-        {"backup", 1, NULL, 'K'},    {NULL, 0, NULL, 0},
+        {"backup", 1, NULL, 'K'},    {"pagemap", 1, NULL, 'G'},   {NULL, 0, NULL, 0},
     };
     int option;
 
@@ -641,6 +642,7 @@ static void parse(int argc, char **argv, uint64_t *sizes, uint32_t *n_sizes, uin
         case 'B': slab_bytes = size_of(optarg); break;
         case 'C': config.choices = number; break;
         case 'R': config.redundancy = redundancy_of(optarg); break;
+        case 'G': blind = number == 0; break;
         case 'K': snprintf(config.backup, sizeof(config.backup), "%s", optarg); break;
         case 'A': config.lost_action = loss_of(optarg); break;
         case 'P': snprintf(config.predictor, sizeof(config.predictor), "%s", optarg); break;
@@ -680,6 +682,9 @@ int main(int argc, char **argv)
         die("layout", reason.text);
     }
     arrive();
+    if (blind) {
+        config.pagemap = -1;
+    }
     config.layout = &layout;
     config.map = &map;
     config.zap = engine_zap;
