@@ -52,8 +52,8 @@ void policy_init(struct policy *policy, const char *const *predictors)
 {
     memset(policy, 0, sizeof(*policy));
     policy->predictors = predictors;
-    policy->low_watermark = (struct policy_mark){.value = 88, .percent = true};
-    policy->high_watermark = (struct policy_mark){.value = 94, .percent = true};
+    policy->low_watermark = (struct policy_mark){.value = 94, .percent = true};
+    policy->high_watermark = (struct policy_mark){.value = 97, .percent = true};
     policy->granule = 64 * KIB;
     policy->prefetch = 8;
     policy->slab = PAGEMAP_SLAB_BYTES;

@@ -156,11 +156,11 @@ static int session_parse_limits(struct session *session, const json_t *object,
         err = reason_set(reason, -EINVAL, "'budget' must be at least 16 MiB");
     }
     if (!err) {
-        err = session_number(object, "high_watermark", session->budget - session->budget / 16,
+        err = session_number(object, "high_watermark", session->budget - session->budget / 32,
                              session->budget, &session->high_watermark, reason);
     }
     if (!err) {
-        err = session_number(object, "low_watermark", session->budget - session->budget / 8,
+        err = session_number(object, "low_watermark", session->budget - session->budget / 16,
                              session->high_watermark, &session->low_watermark, reason);
     }
     if (!err) {
