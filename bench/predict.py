@@ -4,7 +4,7 @@
 Local memory is 25, 50 and 75 % of what the program touches.  A page's first access finds zeros and is no page-in.
 
 1. Replacement alone, no prefetch.  S-memV's policy sees every access and gets, in each case, the best of
-   three lengths of its period; ours sees page-ins and the minor faults it asked for.
+   three lengths of its period; ours sees page-ins, and of pages it had unmapped whether they are mapped again.
 2. Prefetch, all on our replacement, and S-memV as published: whole chunks in, whole chunks out.
 3. Finding a victim in a guest of 1 TiB beside one of 1 GiB.
 
@@ -28,7 +28,7 @@ PAGE = 4096
 SHARES = 25, 50, 75
 SMALL = 500
 OURS, PEER = "sweep", "smemv"
-SAMPLE_COST = 0.25  # of a page-in: a minor fault and its share of the zap (docs/benchmarks.md)
+SAMPLE_COST = 0.05  # of a page-in: a soft fault and a share of zap and of the look at the page tables
 PREFETCH = 64
 COLUMNS = "misses", "rate", "ratio", "out", "sent", "prefetched", "wasted", "sampled", "ms"
 
