@@ -52,7 +52,7 @@ struct replay_result {
     uint64_t sent;      /* of those, changed since they came: their contents had to travel */
     uint64_t prefetched;
     uint64_t wasted; /* prefetched and never used */
-    uint64_t sampled; /* accesses that were seen, each a minor fault */
+    uint64_t sampled; /* accesses that cleared a mark, each a soft fault */
 };
 
 enum replay_prefetcher {

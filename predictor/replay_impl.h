@@ -14,7 +14,6 @@
 #define PAGE_MARKED 8u /* idle since the sweep had it marked */
 #define PAGE_KNOWN 16u /* was here before */
 #define PAGE_USED 32u  /* was used when it was here last */
-#define PAGE_TURN 64u  /* this times how often the hand had it marked, 3 at most */
 
 #define MAX_PREFETCH 512
 #define LEAP_HISTORY 32

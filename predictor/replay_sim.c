@@ -22,7 +22,6 @@ static void sim_mark(struct sim *sim, const struct sweep_step *step)
     for (uint64_t pages = step->watch; pages; pages &= pages - 1) {
         uint8_t *flags = &sim->page[step->first + (unsigned)__builtin_ctzll(pages)];
         *flags |= PAGE_MARKED;
-        *flags += step->counts && *flags / PAGE_TURN < 3 ? PAGE_TURN : 0;
     }
 }
 
@@ -159,7 +158,7 @@ static enum sweep_state sim_state(void *opaque, uint64_t page)
     if (!(sim->page[page] & PAGE_HERE)) {
         return SWEEP_ABSENT;
     }
-    return sim->page[page] & PAGE_MARKED ? SWEEP_IDLE : SWEEP_TOUCHED + sim->page[page] / PAGE_TURN;
+    return sim->page[page] & PAGE_MARKED ? SWEEP_IDLE : SWEEP_TOUCHED;
 }
 
 static bool sim_new(struct sim *sim, const char *policy)

@@ -2,29 +2,36 @@
 /*
  * sweep.c - which pages leave local memory
  *
- * A pager does not see hits.  What it can do is to take the mapping of a resident page away and to look later
- * whether it is back; an access in between is a soft fault, which costs a twentieth of a page-in.  So accesses
- * are only looked for where the answer decides something:
+ * A pager does not see hits.  What it can do is to take the mapping of a resident page away and to
+ * see later whether the page was mapped again; an access in between costs the guest a soft fault,
+ * about a twentieth of a page-in.
  *
- *   - A hand goes round all resident pages in address order.  A page that is touched it has marked as
- *     idle ("watch"); a page that is still idle when the hand comes again leaves.  It is CLOCK, whose
- *     reference bit is a mapping.
- *   - A page that the hand had marked n times and is still here has been in use that often.  It is marked
- *     again in one lap of 2^n only, up to four, so what is always in use costs few minor faults.  A window has
- *     its turn as a whole: holes of single pages would break the runs that prefetch lives on.
- *   - Pages that arrive go on probation: a ring that holds a ninth of local memory.  Half-way through
- *     they are marked; whoever is idle at the end leaves, whoever was touched is left to the hand.  A
- *     scan so flows through the ring and drives nothing out, and pages prefetched in vain go first.
+ *   - A hand goes round all resident pages in address order.  A page that is touched it has marked
+ *     as idle ("watch"); a page that is still idle when the hand comes again leaves.  It is CLOCK,
+ *     whose reference bit is a mapping.
+ *   - In every second lap the hand passes over chunks into which a page came lately, so regions
+ *     that are left behind go before those that are being worked on.
+ *   - Pages that arrive are marked soon after: one that is used once leaves when the hand first
+ *     comes.
+ *   - If many of a window arrived together, as in a scan or by prefetch, they go on probation: a
+ *     ring that holds a twelfth of local memory.  Whoever is idle at the end of it leaves, whoever
+ *     was touched is left to the hand.  A scan so flows through the ring and drives nothing out,
+ *     and pages prefetched in vain go first.  What arrives singly does not go there: it comes back
+ *     later.
  *
- * Both together come close to CLOCK, LRU, ARC and LIRS that see every access (docs/benchmarks.md).
+ * Together they are at the level of CLOCK, LRU, ARC and LIRS that see every access
+ * (docs/benchmarks.md).
  *
- * Cost: a victim is found in constant time.  No more than SWEEP_LOOKS pages are looked at for each that
- * leaves; when more are touched the hand takes what it meets.  Chunks without resident pages are
- * skipped by two bytes each, four at once.  Memory: twelve bytes a place in the ring, one place for 512 pages.
+ * Cost: a victim is found in constant time.  No more than SWEEP_LOOKS pages are looked at for each
+ * that leaves; when more are touched the hand takes what it meets.  Chunks without resident pages
+ * are skipped by two bytes each, four at once.  Memory: four bytes a chunk, and twelve a place on
+ * probation, one place for 512 pages.
  *
- * Ring: a place is a window of 64 pages and those that arrived of it, so a scan takes few places.
+ * Rings: a place is a window of 64 pages and those that arrived of it, so a scan takes few places.
  * Producers take a place by counting up the tail, then store; they never wait.  If they overrun a
  * consumer, or a place is read before it is stored, a page is judged early or left to the hand.
+ * Any thread adds to the first ring; sweep_probation() moves on to the second, sweep_next() reads
+ * that.
  */
 #include "predictor/sweep.h"
 
@@ -32,16 +39,26 @@
 
 #include "common/units.h"
 
-#define PROBATION_SHARE 9 /* of local memory: how many pages are on probation */
-#define RING_SHARE CHUNK_PAGES /* of all pages: the ring's places */
-#define RING_MIN 64
-#define TURNS_MAX 2
+#define RECENT_ROOM 1024        /* places between arrival and mark */
+#define MARK_AFTER 128          /* so many arrivals later pages are marked */
+#define TOGETHER 16             /* so many of a window have to arrive together to go on probation */
+#define PROBATION_SHARE 12      /* of local memory: how many pages are on probation */
+#define PROBATION_PER CHUNK_PAGES /* pages of the guest for a place of that ring */
+#define PROBATION_MIN 16
+#define YOUNG_SHARE 40 /* of local memory: a page that came so many arrivals ago came lately */
 #define LOOKS_MAX ((int64_t)(SWEEP_LOOKS * SWEEP_WINDOW)) /* saved up, before touched pages leave */
 
-/* One who follows the tail: marks pages half-way, or judges them at the end. */
+struct ring {
+    uint64_t room;
+    _Atomic uint64_t tail, added; /* places, pages */
+    _Atomic uint64_t *pages;      /* [room] bits */
+    _Atomic uint32_t *window;     /* [room] */
+};
+
+/* One who reads a ring behind its tail. */
 struct follower {
     uint64_t place;
-    uint64_t pages; /* that arrived before it, as far as it knows */
+    uint64_t pages; /* that were added before it, as far as it knows */
 };
 
 struct sweep {
@@ -50,21 +67,39 @@ struct sweep {
     uint64_t hand; /* page; a multiple of SWEEP_WINDOW */
     uint64_t lap;
     int64_t looks; /* pages that were touched, less SWEEP_LOOKS for each that left */
-    struct follower judge, marker;
-    uint64_t room;
-    _Atomic uint64_t tail, arrived; /* places, pages */
-    _Atomic uint64_t *pages;        /* [room] bits */
-    _Atomic uint32_t *window;       /* [room] */
+    struct ring recent, probation;
+    struct follower marker, judge; /* of the one and the other */
+    _Atomic uint32_t *came;        /* [n_chunks] the arrivals' count when its last one came */
 };
 
-static uint64_t ring_room(uint64_t n_pages)
+static uint64_t probation_room(uint64_t n_pages)
 {
-    return n_pages / RING_SHARE > RING_MIN ? n_pages / RING_SHARE : RING_MIN;
+    return n_pages / PROBATION_PER > PROBATION_MIN ? n_pages / PROBATION_PER : PROBATION_MIN;
+}
+
+static uint64_t ring_bytes(uint64_t room)
+{
+    return room * (sizeof(uint64_t) + sizeof(uint32_t));
 }
 
 uint64_t sweep_bytes(uint64_t n_pages)
 {
-    return sizeof(struct sweep) + ring_room(n_pages) * (sizeof(uint64_t) + sizeof(uint32_t));
+    return sizeof(struct sweep) + ring_bytes(RECENT_ROOM) + ring_bytes(probation_room(n_pages)) +
+           (n_pages + CHUNK_PAGES - 1) / CHUNK_PAGES * sizeof(uint32_t);
+}
+
+static bool ring_new(struct ring *ring, uint64_t room)
+{
+    ring->room = room;
+    ring->pages = calloc(room, sizeof(*ring->pages));
+    ring->window = calloc(room, sizeof(*ring->window));
+    return ring->pages && ring->window;
+}
+
+static void ring_free(struct ring *ring)
+{
+    free((void *)ring->pages);
+    free((void *)ring->window);
 }
 
 struct sweep *sweep_new(const struct sweep_view *view)
@@ -76,10 +111,9 @@ struct sweep *sweep_new(const struct sweep_view *view)
     }
     sweep->view = *view;
     sweep->n_chunks = (view->n_pages + CHUNK_PAGES - 1) / CHUNK_PAGES;
-    sweep->room = ring_room(view->n_pages);
-    sweep->pages = calloc(sweep->room, sizeof(*sweep->pages));
-    sweep->window = calloc(sweep->room, sizeof(*sweep->window));
-    if (!sweep->pages || !sweep->window) {
+    sweep->came = calloc(sweep->n_chunks + 1, sizeof(*sweep->came));
+    if (!sweep->came || !ring_new(&sweep->recent, RECENT_ROOM) ||
+        !ring_new(&sweep->probation, probation_room(view->n_pages))) {
         sweep_free(sweep);
         return NULL;
     }
@@ -89,27 +123,65 @@ struct sweep *sweep_new(const struct sweep_view *view)
 void sweep_free(struct sweep *sweep)
 {
     if (sweep) {
-        free((void *)sweep->pages);
-        free((void *)sweep->window);
+        ring_free(&sweep->recent);
+        ring_free(&sweep->probation);
+        free((void *)sweep->came);
         free(sweep);
     }
 }
 
+/*
+ * Add pages to the last place if it is of the same window, else to a new one.
+ * Return: how many had been added before.
+ */
+static uint64_t ring_add(struct ring *ring, uint32_t window, uint64_t pages)
+{
+    uint64_t place = atomic_load_explicit(&ring->tail, memory_order_relaxed) - 1;
+
+    if (place != UINT64_MAX && atomic_load_explicit(&ring->window[place % ring->room],
+                                                    memory_order_relaxed) == window) {
+        atomic_fetch_or_explicit(&ring->pages[place % ring->room], pages, memory_order_relaxed);
+    } else {
+        place = atomic_fetch_add_explicit(&ring->tail, 1, memory_order_relaxed) % ring->room;
+        atomic_store_explicit(&ring->pages[place], pages, memory_order_relaxed);
+        atomic_store_explicit(&ring->window[place], window, memory_order_relaxed);
+    }
+    return atomic_fetch_add_explicit(&ring->added, (uint64_t)__builtin_popcountll(pages),
+                                     memory_order_relaxed);
+}
+
+/* Read the next place, if @distance pages came after it. Return: its pages, 0 if there is none. */
+static uint64_t ring_read(struct ring *ring, struct follower *follower, uint64_t distance,
+                          uint64_t *first)
+{
+    uint64_t tail = atomic_load_explicit(&ring->tail, memory_order_relaxed);
+    uint64_t added = atomic_load_explicit(&ring->added, memory_order_relaxed);
+
+    if (tail - follower->place > ring->room) { /* overrun: the oldest are left to the hand */
+        follower->place = tail - ring->room;
+    }
+    if (follower->place + 1 >= tail) { /* the last place may still be added to; */
+        follower->pages = added;       /* what was not counted shall not add up */
+        return 0;
+    }
+    if (added <= follower->pages + distance) {
+        return 0;
+    }
+    uint64_t place = follower->place++ % ring->room;
+    uint64_t pages = atomic_load_explicit(&ring->pages[place], memory_order_relaxed);
+    *first = (uint64_t)atomic_load_explicit(&ring->window[place], memory_order_relaxed) *
+             SWEEP_WINDOW;
+    follower->pages += (uint64_t)__builtin_popcountll(pages);
+    return pages;
+}
+
 bool sweep_arrived(struct sweep *sweep, uint64_t page)
 {
-    uint64_t bit = (uint64_t)1 << page % SWEEP_WINDOW;
-    uint32_t window = (uint32_t)(page / SWEEP_WINDOW);
-    uint64_t place = atomic_load_explicit(&sweep->tail, memory_order_relaxed) - 1;
-    uint64_t arrived = atomic_fetch_add_explicit(&sweep->arrived, 1, memory_order_relaxed);
+    uint64_t arrived = ring_add(&sweep->recent, (uint32_t)(page / SWEEP_WINDOW),
+                                (uint64_t)1 << page % SWEEP_WINDOW);
 
-    if (place != UINT64_MAX && atomic_load_explicit(&sweep->window[place % sweep->room],
-                                                    memory_order_relaxed) == window) {
-        atomic_fetch_or_explicit(&sweep->pages[place % sweep->room], bit, memory_order_relaxed);
-    } else {
-        place = atomic_fetch_add_explicit(&sweep->tail, 1, memory_order_relaxed) % sweep->room;
-        atomic_store_explicit(&sweep->pages[place], bit, memory_order_relaxed);
-        atomic_store_explicit(&sweep->window[place], window, memory_order_relaxed);
-    }
+    atomic_store_explicit(&sweep->came[page / CHUNK_PAGES], (uint32_t)arrived,
+                          memory_order_relaxed);
     return arrived % SWEEP_WINDOW == 0;
 }
 
@@ -125,48 +197,54 @@ static enum sweep_state sweep_look(const struct sweep *sweep, uint64_t page)
     return page < sweep->view.n_pages ? sweep->view.state(sweep->view.opaque, page) : SWEEP_ABSENT;
 }
 
-/*
- * Let a follower go on until it is @distance pages behind, or has found pages that are idle, or touched.
- * Return: those, as bits; *first is their window.
- */
-static uint64_t follow(struct sweep *sweep, struct follower *follower, uint64_t distance, bool idle,
-                       uint64_t *first)
+/* Those of @pages that are in the state @wanted. */
+static uint64_t sweep_filter(const struct sweep *sweep, uint64_t first, uint64_t pages,
+                             enum sweep_state wanted)
 {
-    uint64_t tail = atomic_load_explicit(&sweep->tail, memory_order_relaxed);
-    uint64_t arrived = atomic_load_explicit(&sweep->arrived, memory_order_relaxed);
     uint64_t found = 0;
 
-    if (tail - follower->place > sweep->room) { /* overrun: the oldest are left to the hand */
-        follower->place = tail - sweep->room;
+    if (wanted == SWEEP_IDLE) {
+        sweep_window(sweep, first);
     }
-    /* The last place may still be added to. */
-    while (!found && follower->place + 1 < tail && arrived > follower->pages + distance) {
-        uint64_t place = follower->place++ % sweep->room;
-        uint64_t pages = atomic_load_explicit(&sweep->pages[place], memory_order_relaxed);
-        *first = (uint64_t)atomic_load_explicit(&sweep->window[place], memory_order_relaxed) *
-                 SWEEP_WINDOW;
-        follower->pages += (uint64_t)__builtin_popcountll(pages);
-        if (idle) {
-            sweep_window(sweep, *first);
-        }
-        for (; pages; pages &= pages - 1) {
-            unsigned bit = (unsigned)__builtin_ctzll(pages);
-            enum sweep_state state = sweep_look(sweep, *first + bit);
-            found |= (uint64_t)(idle ? state == SWEEP_IDLE : state >= SWEEP_TOUCHED) << bit;
-        }
-    }
-    if (follower->place + 1 >= tail) { /* what was not counted shall not add up */
-        follower->pages = arrived;
+    for (; pages; pages &= pages - 1) {
+        unsigned bit = (unsigned)__builtin_ctzll(pages);
+        found |= (uint64_t)(sweep_look(sweep, first + bit) == wanted) << bit;
     }
     return found;
 }
 
 bool sweep_probation(struct sweep *sweep, uint64_t local_pages, struct sweep_step *step)
 {
+    uint64_t pages, first;
+
+    (void)local_pages;
     *step = (struct sweep_step){0};
-    step->watch = follow(sweep, &sweep->marker, local_pages / PROBATION_SHARE / 2, false,
-                         &step->first);
-    return step->watch;
+    while ((pages = ring_read(&sweep->recent, &sweep->marker, MARK_AFTER, &first)) != 0) {
+        if (__builtin_popcountll(pages) >= TOGETHER) {
+            ring_add(&sweep->probation, (uint32_t)(first / SWEEP_WINDOW), pages);
+        }
+        step->first = first;
+        step->watch = sweep_filter(sweep, first, pages, SWEEP_TOUCHED);
+        if (step->watch) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Probation's end: pages that are idle leave. */
+static bool sweep_judge(struct sweep *sweep, uint64_t local_pages, struct sweep_step *step)
+{
+    uint64_t pages;
+
+    while ((pages = ring_read(&sweep->probation, &sweep->judge, local_pages / PROBATION_SHARE,
+                              &step->first))) {
+        step->leave = sweep_filter(sweep, step->first, pages, SWEEP_IDLE);
+        if (step->leave) {
+            return true;
+        }
+    }
+    return false;
 }
 
 /* Counts are looked at four at a time: a sparse guest of 1 TiB has half a million, nearly all 0. */
@@ -194,68 +272,69 @@ static uint64_t resident_chunk(const struct sweep *sweep, uint64_t chunk, uint64
     return end;
 }
 
-/* Move the hand to the next window of a chunk that has resident pages. */
-static bool hand_advance(struct sweep *sweep)
+/* A page of the chunk came lately, as seen from @local_pages. */
+static bool chunk_is_young(const struct sweep *sweep, uint64_t chunk, uint64_t local_pages)
 {
+    uint32_t now = (uint32_t)atomic_load_explicit(&sweep->recent.added, memory_order_relaxed);
+
+    return now - atomic_load_explicit(&sweep->came[chunk], memory_order_relaxed) <
+           local_pages / YOUNG_SHARE;
+}
+
+/* Move the hand to the next window of a chunk that has resident pages. */
+static bool hand_advance(struct sweep *sweep, uint64_t local_pages)
+{
+    uint64_t chunk, from;
+
     sweep->hand += SWEEP_WINDOW;
     if (sweep->hand % CHUNK_PAGES) {
         return true;
     }
-    uint64_t from = sweep->hand / CHUNK_PAGES;
-    uint64_t chunk = resident_chunk(sweep, from, sweep->n_chunks);
-    if (chunk == sweep->n_chunks) {
-        chunk = resident_chunk(sweep, 0, from < chunk ? from : chunk);
-        if (chunk >= from) {
-            return false;
+    do {
+        from = sweep->hand / CHUNK_PAGES;
+        chunk = resident_chunk(sweep, from, sweep->n_chunks);
+        if (chunk == sweep->n_chunks) {
+            chunk = resident_chunk(sweep, 0, from < chunk ? from : chunk);
+            if (chunk >= from) {
+                return false;
+            }
+            sweep->lap++;
         }
-    }
-    sweep->lap += chunk < from;
+        sweep->hand = (chunk + 1) * CHUNK_PAGES;
+    } while (sweep->lap % 2 && chunk_is_young(sweep, chunk, local_pages));
     sweep->hand = chunk * CHUNK_PAGES;
     return true;
-}
-
-/* In one lap of so many a page is marked; @turn differs by window, so that each lap has its share. */
-static bool its_turn(uint64_t turn, unsigned marked)
-{
-    return turn % (1u << (marked < TURNS_MAX ? marked : TURNS_MAX)) == 0;
 }
 
 static void hand_look(struct sweep *sweep, struct sweep_step *step)
 {
     uint64_t touched = 0, idle = 0;
-    uint64_t turn = sweep->lap + sweep->hand / SWEEP_WINDOW;
 
     sweep_window(sweep, sweep->hand);
     for (unsigned i = 0; i < SWEEP_WINDOW; i++) {
         enum sweep_state state = sweep_look(sweep, sweep->hand + i);
-        if (state >= SWEEP_TOUCHED) {
-            sweep->looks++;
-            touched |= (uint64_t)its_turn(turn, (unsigned)state - SWEEP_TOUCHED) << i;
-        }
+        touched |= (uint64_t)(state == SWEEP_TOUCHED) << i;
         idle |= (uint64_t)(state == SWEEP_IDLE) << i;
     }
     int64_t paid = (int64_t)SWEEP_LOOKS * __builtin_popcountll(idle);
+    sweep->looks += __builtin_popcountll(touched);
     sweep->looks = sweep->looks > paid ? sweep->looks - paid : 0;
     for (; touched && sweep->looks > LOOKS_MAX; sweep->looks -= SWEEP_LOOKS) {
         uint64_t one = touched & -touched;
         touched &= ~one;
         idle |= one;
     }
-    *step = (struct sweep_step){.first = sweep->hand, .watch = touched, .counts = true, .leave = idle};
+    *step = (struct sweep_step){.first = sweep->hand, .watch = touched, .leave = idle};
 }
 
 bool sweep_next(struct sweep *sweep, uint64_t local_pages, struct sweep_step *step)
 {
-    uint64_t before;
-
     *step = (struct sweep_step){0};
-    step->leave = follow(sweep, &sweep->judge, local_pages / PROBATION_SHARE, true, &step->first);
-    if (step->leave) {
+    if (sweep_judge(sweep, local_pages, step)) {
         return true;
     }
-    for (unsigned laps = 0; laps <= 1u << TURNS_MAX; laps += sweep->hand <= before) {
-        before = sweep->hand;
-        if (!hand_advance(sweep)) {
+    for (uint64_t began = sweep->lap; sweep->lap <= began + 2;) {
+        if (!hand_advance(sweep, local_pages)) {
             return false;
         }
         hand_look(sweep, step);

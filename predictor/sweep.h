@@ -21,7 +21,7 @@ struct sweep;
 enum sweep_state {
     SWEEP_ABSENT,  /* not here, or somebody is changing it */
     SWEEP_IDLE,    /* marked, and not accessed since */
-    SWEEP_TOUCHED, /* accessed since it was marked, or never marked; + n: the hand had it marked n times, 3 at most */
+    SWEEP_TOUCHED, /* accessed since it was marked, or never marked */
 };
 
 struct sweep_view {
@@ -36,7 +36,7 @@ struct sweep_view {
 struct sweep_step {
     uint64_t first; /* page, a multiple of SWEEP_WINDOW */
     uint64_t watch; /* bit i: mark page first + i as idle, and see whether it is accessed */
-    bool counts;    /* the hand wants them marked: count it for each, as long as the page is here */
+    bool counts;    /* never set; goes when its last reader does */
     uint64_t leave; /* bit i: page it out */
 };
 
@@ -51,9 +51,10 @@ void sweep_free(struct sweep *sweep);
 bool sweep_arrived(struct sweep *sweep, uint64_t page);
 
 /**
- * sweep_probation() - pages that arrived a while ago, of which is to be known whether they are used
- * Return: false if there are none for now; else @step has pages to mark.  One thread at a time, which
- * may be another than that of sweep_next().
+ * sweep_probation() - pages that arrived a little while ago: shall they be seen to be used?
+ * @local_pages: as in sweep_next()
+ * Return: false if there are none for now; else @step has pages to mark.  One thread at a time,
+ * which may be another than that of sweep_next().
  */
 bool sweep_probation(struct sweep *sweep, uint64_t local_pages, struct sweep_step *step);
 
