@@ -28,6 +28,7 @@ uint8_t policy_smemv_age(uint8_t history, uint8_t noted);
 uint8_t policy_smemv_heat(uint8_t history, uint8_t noted);
 
 #define PREFETCH_STREAMS 4096
+#define PREFETCH_ALL_USED 255
 
 struct predictor {
     const struct predictor_ops *ops;
@@ -37,6 +38,7 @@ struct predictor {
     uint32_t *order;          /* [n_chunks] all chunks in the seeded pseudo-random order */
     uint64_t hand;            /* victims: where in order the next search begins */
     _Atomic uint64_t streams[PREFETCH_STREAMS]; /* prefetch.c: recent faults */
+    _Atomic uint8_t used[PREFETCH_STREAMS]; /* share of guesses that were used; 255: all */
 };
 
 static inline uint8_t policy_heat(const struct predictor *predictor, uint64_t chunk)

@@ -94,4 +94,20 @@ size_t predictor_victims(struct predictor *predictor, const _Atomic uint16_t *re
  */
 size_t predictor_prefetch(struct predictor *predictor, uint64_t page, uint64_t *pages, size_t max);
 
+/**
+ * predictor_prefetch_guesses() - what predictor_prefetch() last named for @page are guesses
+ * True unless @page continues a run.  Guesses are to be marked idle as soon as they are here, and
+ * predictor_prefetch_outcome() to be told.  Pages of a run are not: nearly all are used, and each
+ * that is would cost the guest a soft fault.  Any thread.
+ */
+bool predictor_prefetch_guesses(struct predictor *predictor, uint64_t page);
+
+/**
+ * predictor_prefetch_outcome() - whether a guess was right
+ * @page: it was fetched as a guess and marked
+ * @used: its mark is gone, as was seen when it was looked at; or false: it leaves, idle
+ * Once for each such page; a lost call costs nothing but a worse guess.  Any thread, no lock.
+ */
+void predictor_prefetch_outcome(struct predictor *predictor, uint64_t page, bool used);
+
 #endif

@@ -14,6 +14,7 @@
 #define PAGE_MARKED 8u /* idle since the sweep had it marked */
 #define PAGE_KNOWN 16u /* was here before */
 #define PAGE_USED 32u  /* was used when it was here last */
+#define PAGE_UNTOLD 64u /* a guess, marked when it came; whether it is used was not told yet */
 
 #define MAX_PREFETCH 512
 #define LEAP_HISTORY 32

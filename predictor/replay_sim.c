@@ -38,6 +38,20 @@ static void sim_page_in(struct sim *sim, uint64_t page, uint8_t flags)
     }
 }
 
+/*
+ * What the pager knows of a guess: it was marked when it came.  Whether an access cleared that, it
+ * sees when it looks at the page, or pages it out.
+ */
+static void sim_tell(struct sim *sim, uint64_t page, bool leaves)
+{
+    bool used = !(sim->page[page] & PAGE_MARKED);
+
+    if (sim->page[page] & PAGE_UNTOLD && (used || leaves)) {
+        predictor_prefetch_outcome(sim->predictor, page, used);
+        sim->page[page] &= (uint8_t)~PAGE_UNTOLD;
+    }
+}
+
 static void sim_page_out(struct sim *sim, uint64_t page)
 {
     uint8_t *flags = &sim->page[page];
@@ -45,6 +59,7 @@ static void sim_page_out(struct sim *sim, uint64_t page)
     sim->result->page_outs++;
     sim->result->sent += (*flags & PAGE_DIRTY) != 0;
     sim->result->wasted += (*flags & PAGE_UNUSED) != 0;
+    sim_tell(sim, page, true);
     *flags = PAGE_KNOWN | (*flags & PAGE_UNUSED ? 0 : PAGE_USED);
     atomic_fetch_sub(&sim->in_chunk[page / CHUNK_PAGES], 1);
     sim->resident--;
@@ -103,11 +118,14 @@ static void sim_prefetch(struct sim *sim, uint64_t page)
     uint64_t pages[MAX_PREFETCH];
     unsigned max = sim->options->prefetch < MAX_PREFETCH ? sim->options->prefetch : MAX_PREFETCH;
     size_t n = max ? prefetch_propose(sim, page, pages, max) : 0;
+    bool guesses = sim->sweep && sim->options->prefetcher == REPLAY_PAGER &&
+                   predictor_prefetch_guesses(sim->predictor, page);
+    uint8_t flags = PAGE_UNUSED | (guesses ? PAGE_MARKED | PAGE_UNTOLD : 0);
 
     for (size_t i = 0; i < n && sim->resident < sim->options->local_pages; i++) {
         if (pages[i] < sim->trace->n_pages && !(sim->page[pages[i]] & PAGE_HERE) &&
             (!sim->options->fresh || sim->page[pages[i]] & PAGE_KNOWN)) {
-            sim_page_in(sim, pages[i], PAGE_UNUSED);
+            sim_page_in(sim, pages[i], flags);
             sim->result->prefetched++;
         }
     }
@@ -153,11 +171,12 @@ static void sim_access(struct sim *sim, uint64_t page, bool written)
 
 static enum sweep_state sim_state(void *opaque, uint64_t page)
 {
-    const struct sim *sim = opaque;
+    struct sim *sim = opaque;
 
     if (!(sim->page[page] & PAGE_HERE)) {
         return SWEEP_ABSENT;
     }
+    sim_tell(sim, page, false);
     return sim->page[page] & PAGE_MARKED ? SWEEP_IDLE : SWEEP_TOUCHED;
 }
 

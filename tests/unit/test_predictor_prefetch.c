@@ -66,17 +66,69 @@ static void test_first_page_in(void **state)
     predictor_free(p);
 }
 
-/* Random page-ins: few pages each, once it is known that they are scattered. */
-static void test_scattered(void **state)
+/* Pages that random page-ins fetch, if one of @used guesses in ten is right. */
+static uint64_t fetched_at_random(unsigned used)
 {
     struct predictor *p = predictor_new(NULL, CHUNKS, 1);
-    uint64_t pages[MAX], random = 5, total = 0;
+    uint64_t pages[MAX], random = 5, chance = 7, total = 0;
+
+    for (unsigned i = 0; i < 20000; i++) {
+        uint64_t page = policy_below(&random, PAGES);
+        size_t n = predictor_prefetch(p, page, pages, MAX);
+        bool guesses = predictor_prefetch_guesses(p, page);
+        total += n;
+        for (size_t k = 0; k < n && guesses; k++) {
+            predictor_prefetch_outcome(p, pages[k], policy_below(&chance, 10) < used);
+        }
+    }
+    predictor_free(p);
+    return total;
+}
+
+/* As many as the share that is used is worth; a try now and then if it is none. */
+static void test_scattered(void **state)
+{
+    uint64_t before = 0;
 
     (void)state;
-    for (unsigned i = 0; i < 20000; i++) {
-        total += predictor_prefetch(p, policy_below(&random, PAGES), pages, MAX);
+    for (unsigned used = 0; used <= 10; used += 2) {
+        uint64_t now = fetched_at_random(used);
+        assert_true(now > before);
+        before = now;
     }
-    assert_true(total < 20000 * 3);
+    assert_true(fetched_at_random(0) < 20000);
+    assert_true(fetched_at_random(10) > 20000 * 12);
+}
+
+/* One chunk's guesses fail, the other's do not: each gets its own. */
+static void test_each_chunk_by_itself(void **state)
+{
+    struct predictor *p = predictor_new(NULL, CHUNKS, 1);
+    uint64_t pages[MAX];
+
+    (void)state;
+    for (unsigned i = 0; i < 500; i++) {
+        predictor_prefetch_outcome(p, 3 * CHUNK_PAGES + i, false);
+        predictor_prefetch_outcome(p, 4 * CHUNK_PAGES + i, true);
+    }
+    assert_true(predictor_prefetch(p, 3 * CHUNK_PAGES + 200, pages, MAX) <= 2);
+    assert_int_equal(predictor_prefetch(p, 4 * CHUNK_PAGES + 300, pages, MAX), 16);
+    assert_true(predictor_prefetch_guesses(p, 4 * CHUNK_PAGES + 300));
+    predictor_free(p);
+}
+
+/* What continues a run is no guess. */
+static void test_runs_are_no_guesses(void **state)
+{
+    struct predictor *p = predictor_new(NULL, CHUNKS, 1);
+    uint64_t pages[MAX], page = 5000;
+
+    (void)state;
+    for (unsigned i = 0; i < 3; i++) {
+        size_t n = predictor_prefetch(p, page, pages, MAX);
+        assert_int_equal(predictor_prefetch_guesses(p, page), i == 0);
+        page = i ? pages[n - 1] + 1 : page + 1;
+    }
     predictor_free(p);
 }
 
@@ -129,6 +181,8 @@ int main(void)
         cmocka_unit_test(test_scan),      cmocka_unit_test(test_first_page_in),
         cmocka_unit_test(test_scattered), cmocka_unit_test(test_bounds),
         cmocka_unit_test(test_determinism),
+        cmocka_unit_test(test_each_chunk_by_itself),
+        cmocka_unit_test(test_runs_are_no_guesses),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
