@@ -237,6 +237,9 @@ static void test_arrivals_from_several_threads(void **state)
     }
     for (unsigned i = 0; i < 20000; i++) {
         guest_put(&guest, policy_below(&random, N_PAGES), SWEEP_TOUCHED);
+        if (sweep_probation(sweep, 2000, &step)) {
+            guest_step(&guest, &step);
+        }
         if (sweep_next(sweep, 2000, &step)) {
             guest_step(&guest, &step);
         }
