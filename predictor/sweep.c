@@ -69,7 +69,7 @@ struct sweep {
     int64_t looks; /* pages that were touched, less SWEEP_LOOKS for each that left */
     struct ring recent, probation;
     struct follower marker, judge; /* of the one and the other */
-    _Atomic uint32_t *came;        /* [n_chunks] the arrivals' count when its last one came */
+    _Atomic uint32_t *came;        /* [n_chunks] the arrivals' count with its last one; 0: none */
 };
 
 static uint64_t probation_room(uint64_t n_pages)
@@ -180,7 +180,7 @@ bool sweep_arrived(struct sweep *sweep, uint64_t page)
     uint64_t arrived = ring_add(&sweep->recent, (uint32_t)(page / SWEEP_WINDOW),
                                 (uint64_t)1 << page % SWEEP_WINDOW);
 
-    atomic_store_explicit(&sweep->came[page / CHUNK_PAGES], (uint32_t)arrived,
+    atomic_store_explicit(&sweep->came[page / CHUNK_PAGES], (uint32_t)arrived + 1,
                           memory_order_relaxed);
     return arrived % SWEEP_WINDOW == 0;
 }
@@ -276,9 +276,9 @@ static uint64_t resident_chunk(const struct sweep *sweep, uint64_t chunk, uint64
 static bool chunk_is_young(const struct sweep *sweep, uint64_t chunk, uint64_t local_pages)
 {
     uint32_t now = (uint32_t)atomic_load_explicit(&sweep->recent.added, memory_order_relaxed);
+    uint32_t came = atomic_load_explicit(&sweep->came[chunk], memory_order_relaxed);
 
-    return now - atomic_load_explicit(&sweep->came[chunk], memory_order_relaxed) <
-           local_pages / YOUNG_SHARE;
+    return came && now - came < local_pages / YOUNG_SHARE;
 }
 
 /* Move the hand to the next window of a chunk that has resident pages. */
