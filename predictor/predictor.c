@@ -63,8 +63,8 @@ struct predictor *predictor_new(const char *policy, uint64_t n_chunks, uint64_t 
         return NULL;
     }
     shuffle(predictor->order, n_chunks, seed);
-    for (unsigned i = 0; i < PREFETCH_STREAMS; i++) {
-        predictor->used[i] = PREFETCH_ALL_USED / 2 + 1;
+    for (unsigned i = 0; i < PREFETCH_STREAMS; i++) { /* without a sweep nobody tells: stay low */
+        predictor->used[i] = ops->sweeps ? PREFETCH_ALL_USED / 2 + 1 : PREFETCH_ALL_USED / 4;
     }
     return predictor;
 }

@@ -105,7 +105,8 @@ bool predictor_prefetch_guesses(struct predictor *predictor, uint64_t page);
 /**
  * predictor_prefetch_outcome() - whether a guess was right
  * @page: it was fetched as a guess and marked
- * @used: its mark is gone, as was seen when it was looked at; or false: it leaves, idle
+ * @used: its mark is gone, as was seen when it was looked at, or it was faulted for while it was
+ *        fetched; or false: it leaves, idle
  * Once for each such page; a lost call costs nothing but a worse guess.  Any thread, no lock.
  */
 void predictor_prefetch_outcome(struct predictor *predictor, uint64_t page, bool used);

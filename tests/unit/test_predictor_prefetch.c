@@ -117,6 +117,17 @@ static void test_each_chunk_by_itself(void **state)
     predictor_free(p);
 }
 
+/* A policy that marks no pages is never told, so its guesses stay small. */
+static void test_few_guesses_if_nobody_tells(void **state)
+{
+    struct predictor *p = predictor_new("smemv", CHUNKS, 1);
+    uint64_t pages[MAX];
+
+    (void)state;
+    assert_int_equal(predictor_prefetch(p, 1000, pages, MAX), 2);
+    predictor_free(p);
+}
+
 /* What continues a run is no guess. */
 static void test_runs_are_no_guesses(void **state)
 {
@@ -182,6 +193,7 @@ int main(void)
         cmocka_unit_test(test_scattered), cmocka_unit_test(test_bounds),
         cmocka_unit_test(test_determinism),
         cmocka_unit_test(test_each_chunk_by_itself),
+        cmocka_unit_test(test_few_guesses_if_nobody_tells),
         cmocka_unit_test(test_runs_are_no_guesses),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
