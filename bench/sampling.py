@@ -22,7 +22,7 @@ from splitkit import *  # noqa: F401,F403
 
 RUNS = int(os.environ.get("BENCH_RUNS", "5"))
 SECONDS = int(os.environ.get("BENCH_SECONDS", "4"))
-PERIOD_MS = int(os.environ.get("BENCH_PERIOD_MS", "1000"))
+PERIOD_MS = int(os.environ.get("BENCH_PERIOD_MS", "200"))
 SIZE = 1024 * MIB
 rows = []
 

@@ -50,8 +50,8 @@
  * whether it is accessed, and nobody has seen it mapped since (uffd-pager/engine_watch.c, engine_look.c).
  * pagemap_get() hides it, and pagemap_lock() clears it, because whoever takes the page does so for an
  * access, or evicts it.
- * PAGE_TURNS is another: how often the page was so marked for a second look (predictor/sweep.h).  It stays
- * while the page is taken, and goes when the page does.
+ * PAGE_GUESS is another: the page was fetched on a guess, and the predictor has not been told yet whether the
+ * guess was right.  It stays while the page is taken, and goes when the page does.
  *
  * After a crash of the worker the stable part and the memfd tell the truth
  * (pagemap_recover): a busy page that has data in the memfd is LOCAL (its copy
@@ -79,8 +79,8 @@ enum page_state {
 #define PAGE_STATE_MASK 0x07u
 #define PAGE_BUSY 0x08u
 #define PAGE_IDLE 0x20u
-#define PAGE_TURN 0x40u /* one of PAGE_TURNS */
-#define PAGE_TURNS 0xc0u
+#define PAGE_GUESS 0x40u
+#define PAGE_REMARKS (PAGE_IDLE | PAGE_GUESS)
 #define PAGE_ZEROING (PAGE_UNTOUCHED | PAGE_BUSY)
 #define PAGE_EVICTING (PAGE_LOCAL | PAGE_BUSY)
 #define PAGE_FETCHING (PAGE_REMOTE | PAGE_BUSY)
@@ -211,7 +211,7 @@ static inline uint8_t pagemap_get(const struct pagemap *map, uint64_t page)
 {
     uint8_t byte = atomic_load_explicit(&map->pages[page], memory_order_acquire);
 
-    return byte & (uint8_t)~(PAGE_IDLE | PAGE_TURNS);
+    return byte & (uint8_t)~PAGE_REMARKS;
 }
 
 static inline bool pagemap_idle(const struct pagemap *map, uint64_t page)
@@ -219,48 +219,47 @@ static inline bool pagemap_idle(const struct pagemap *map, uint64_t page)
     return atomic_load_explicit(&map->pages[page], memory_order_relaxed) & PAGE_IDLE;
 }
 
-/** pagemap_clear_idle() - the page was accessed; any thread */
-static inline void pagemap_clear_idle(struct pagemap *map, uint64_t page)
+/** pagemap_guess() - has it PAGE_GUESS? */
+static inline bool pagemap_guess(const struct pagemap *map, uint64_t page)
 {
-    atomic_fetch_and_explicit(&map->pages[page], (uint8_t)~PAGE_IDLE, memory_order_relaxed);
+    return atomic_load_explicit(&map->pages[page], memory_order_relaxed) & PAGE_GUESS;
 }
 
-/** pagemap_turns() - how many marks of a LOCAL or CLEAN page were counted; 3: that many or more */
-static inline unsigned pagemap_turns(const struct pagemap *map, uint64_t page)
+/** pagemap_used() - the page was accessed: no remark is true any more; any thread. Return: it had PAGE_GUESS. */
+static inline bool pagemap_used(struct pagemap *map, uint64_t page)
 {
-    return atomic_load_explicit(&map->pages[page], memory_order_relaxed) / PAGE_TURN;
+    return atomic_fetch_and_explicit(&map->pages[page], (uint8_t)~PAGE_REMARKS,
+                                     memory_order_relaxed) &
+           PAGE_GUESS;
 }
 
 /**
  * pagemap_mark_idle() - mark a page, if it is LOCAL or CLEAN
- * @counts: count it, too
  * Return: whether it is marked now.
  */
-static inline bool pagemap_mark_idle(struct pagemap *map, uint64_t page, bool counts)
+static inline bool pagemap_mark_idle(struct pagemap *map, uint64_t page)
 {
     uint8_t byte = atomic_load_explicit(&map->pages[page], memory_order_acquire);
-    uint8_t state = byte & (uint8_t)~PAGE_TURNS;
-    bool more = counts && byte / PAGE_TURN < PAGE_TURNS / PAGE_TURN;
-    uint8_t marked = more ? byte + PAGE_TURN : byte;
+    uint8_t state = byte & (uint8_t)~PAGE_GUESS;
 
     return (state == PAGE_LOCAL || state == PAGE_CLEAN) &&
            atomic_compare_exchange_strong_explicit(&map->pages[page], &byte,
-                                                   (uint8_t)(marked | PAGE_IDLE),
+                                                   (uint8_t)(byte | PAGE_IDLE),
                                                    memory_order_acq_rel, memory_order_acquire);
 }
 
 /**
  * pagemap_lock() - take ownership of a page that is stable in @state
- * Return: true, and the byte is @state | PAGE_BUSY (and its PAGE_TURNS); false if it was anything else.
+ * Return: true, and the byte is @state | PAGE_BUSY (and its PAGE_GUESS); false if it was anything else.
  */
 static inline bool pagemap_lock(struct pagemap *map, uint64_t page, uint8_t state)
 {
     uint8_t byte = state;
 
     while (!atomic_compare_exchange_strong_explicit(&map->pages[page], &byte,
-                                                    (uint8_t)(state | PAGE_BUSY | (byte & PAGE_TURNS)),
+                                                    (uint8_t)(state | PAGE_BUSY | (byte & PAGE_GUESS)),
                                                     memory_order_acq_rel, memory_order_acquire)) {
-        if ((byte & (uint8_t)~(PAGE_IDLE | PAGE_TURNS)) != state) {
+        if ((byte & (uint8_t)~PAGE_REMARKS) != state) {
             return false;
         }
     }

@@ -36,7 +36,6 @@ struct sweep_view {
 struct sweep_step {
     uint64_t first; /* page, a multiple of SWEEP_WINDOW */
     uint64_t watch; /* bit i: mark page first + i as idle, and see whether it is accessed */
-    bool counts;    /* never set; goes when its last reader does */
     uint64_t leave; /* bit i: page it out */
 };
 

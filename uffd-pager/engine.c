@@ -125,8 +125,7 @@ static enum sweep_state engine_page_state(void *opaque, uint64_t page)
     if (byte != PAGE_LOCAL && byte != PAGE_CLEAN) {
         return SWEEP_ABSENT;
     }
-    return pagemap_idle(engine->map, page) ? SWEEP_IDLE
-                                           : SWEEP_TOUCHED + pagemap_turns(engine->map, page);
+    return pagemap_idle(engine->map, page) ? SWEEP_IDLE : SWEEP_TOUCHED;
 }
 
 static void engine_look(void *opaque, uint64_t first)

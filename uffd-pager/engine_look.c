@@ -28,7 +28,7 @@ uint64_t look_window(struct engine *engine, uint64_t first)
     for (uint64_t rest = bits; rest; rest &= rest - 1) {
         uint64_t page = first + (unsigned)__builtin_ctzll(rest);
         if (pagemap_idle(engine->map, page)) {
-            pagemap_clear_idle(engine->map, page);
+            install_used(engine, page);
             in_use++;
         }
     }

@@ -6,8 +6,13 @@
  * them and fetches it in small runs on links of its own, one READ at a time.  It never takes room
  * above the high watermark.  A fault on a page that is being fetched finds it busy and is woken here;
  * it also tells that the guess was right, so the look-ahead goes on from there.
+ *
+ * Neighbours of a page-in that continues no run are guesses, and the predictor wants to know how many were right.
+ * So they are put into the file and not mapped: if they are mapped later, they were used
+ * (engine_look.c), and if they leave with PAGE_GUESS, they were not.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
@@ -137,16 +142,43 @@ static const void *prefetch_read(struct prefetch *prefetch, struct link *link, u
     return contents;
 }
 
+/*
+ * Put pages into the file without mapping them.  Should there be contents already, they are right (install.c),
+ * and nothing is put.  Return: bytes, whole pages.
+ */
+static uint64_t prefetch_put(struct engine *engine, const struct layout_block *block, uint64_t page,
+                             unsigned n, const void *contents, bool protect)
+{
+    off_t at = layout_file(block, page * PAGE_BYTES);
+    off_t length = (off_t)(n * PAGE_BYTES);
+    off_t data = lseek(block->fd, at, SEEK_DATA);
+
+    if ((data >= 0 && data < at + length) ||
+        (protect && uffd_protect(engine->uffd, page_hva(block, page), (uint64_t)length) < 0)) {
+        return 0;
+    }
+    ssize_t put = pwrite(block->fd, contents, (size_t)length, at);
+    off_t whole = put < 0 ? 0 : put - put % (off_t)PAGE_BYTES;
+    if (whole < length) {
+        fallocate(block->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at + whole, length - whole);
+        uffd_unprotect(engine->uffd, page_hva(block, page) + (uint64_t)whole,
+                       (uint64_t)(length - whole));
+    }
+    return (uint64_t)whole;
+}
+
 /* Return: the last page somebody was waiting for, or UINT64_MAX. */
 static uint64_t prefetch_install(struct engine *engine, const struct layout_block *block,
-                                 uint64_t page, unsigned n, const void *contents)
+                                 uint64_t page, unsigned n, const void *contents, bool guess)
 {
     uint64_t missed = UINT64_MAX;
     uint64_t done = 0;
     bool written = install_guess_written(engine, page);
-    uint8_t state = written ? PAGE_LOCAL : PAGE_CLEAN;
+    uint8_t state = (uint8_t)((written ? PAGE_LOCAL : PAGE_CLEAN) | (guess ? PAGE_REMARKS : 0));
 
-    if (contents) {
+    if (contents && guess) {
+        done = prefetch_put(engine, block, page, n, contents, !written);
+    } else if (contents) {
         uffd_copy_range(engine->uffd, page_hva(block, page), contents, n * PAGE_BYTES, !written,
                         &done);
     }
@@ -227,6 +259,7 @@ static void prefetch_around(struct prefetch *prefetch, uint64_t page)
     uint64_t missed = UINT64_MAX;
     unsigned max = engine->config.prefetch < PREFETCH_MAX ? engine->config.prefetch : PREFETCH_MAX;
     size_t n = predictor_prefetch(engine->predictor, page, pages, max);
+    bool guess = engine->config.pagemap >= 0 && predictor_prefetch_guesses(engine->predictor, page);
 
     qsort(pages, n, sizeof(pages[0]), prefetch_compare);
     for (size_t at = 0; at < n && !prefetch_over(prefetch);) {
@@ -242,7 +275,7 @@ static void prefetch_around(struct prefetch *prefetch, uint64_t page)
         const void *contents = prefetch_is_there(engine, pages[at], link)
                                    ? prefetch_read(prefetch, link, pages[at], run)
                                    : NULL;
-        uint64_t waited = prefetch_install(engine, block, pages[at], run, contents);
+        uint64_t waited = prefetch_install(engine, block, pages[at], run, contents, guess);
         if (contents) {
             link_consume(link, (uint32_t)(run * PAGE_BYTES), true, units_now_us());
         }

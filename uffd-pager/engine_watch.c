@@ -24,7 +24,6 @@
 
 struct watch_window {
     uint64_t first, mask;
-    bool counts; /* see struct sweep_step */
 };
 
 struct watch {
@@ -50,7 +49,7 @@ void watch_push(struct engine *engine, uint64_t first, uint64_t mask)
     pthread_mutex_lock(&watch->lock);
     if (watch->n < WATCH_WINDOWS) {
         watch->waiting[watch->n++] =
-            (struct watch_window){.first = first, .mask = mask, .counts = true};
+            (struct watch_window){.first = first, .mask = mask};
         if (watch->n == 1) {
             pthread_cond_signal(&watch->pushed);
         }
@@ -133,7 +132,7 @@ static void watch_mark(struct watch *watch, const struct watch_window *window)
     for (unsigned i = 0; block && i < SWEEP_WINDOW; i++) {
         uint64_t page = window->first + i;
         if (window->mask >> i & 1 && page < page_end(block) &&
-            pagemap_mark_idle(engine->map, page, window->counts)) {
+            pagemap_mark_idle(engine->map, page)) {
             watch_add(watch, block, page);
         }
     }

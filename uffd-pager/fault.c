@@ -245,6 +245,7 @@ static bool fault_protected(struct fault_thread *thread, const struct layout_blo
     if (err == -ESRCH) {
         engine_gone(engine);
     }
+    install_used(engine, page);
     page_unlock(engine, block, page, PAGE_LOCAL);
     stats_add(&engine->stats.wp_faults, 1);
     install_learn(engine, page, true);

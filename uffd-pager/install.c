@@ -44,7 +44,7 @@ void page_retag(struct pagemap *map, uint64_t page, uint8_t state)
 bool page_release(struct pagemap *map, uint64_t page, uint8_t state)
 {
     uint8_t byte = atomic_load_explicit(&map->pages[page], memory_order_relaxed);
-    uint8_t kept = state == PAGE_LOCAL || state == PAGE_CLEAN ? PAGE_TURNS : 0;
+    uint8_t kept = page_state(state) == PAGE_LOCAL || page_state(state) == PAGE_CLEAN ? PAGE_GUESS : 0;
 
     while (!atomic_compare_exchange_weak_explicit(&map->pages[page], &byte,
                                                   (uint8_t)(state | (byte & kept)),
@@ -103,6 +103,13 @@ void install_learn(struct engine *engine, uint64_t page, bool written)
         now = (uint8_t)(was % CHUNK_WRITTEN + then * CHUNK_WRITTEN);
     } while (!atomic_compare_exchange_weak_explicit(flags, &was, now, memory_order_relaxed,
                                                     memory_order_relaxed));
+}
+
+void install_used(struct engine *engine, uint64_t page)
+{
+    if (pagemap_used(engine->map, page)) {
+        predictor_prefetch_outcome(engine->predictor, page, true);
+    }
 }
 
 static void install_failed(struct engine *engine, int err)

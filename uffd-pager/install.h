@@ -72,6 +72,9 @@ void install_learn(struct engine *engine, uint64_t page, bool written);
 int install_fetched(struct engine *engine, const struct layout_block *block, uint64_t page,
                     const void *contents, bool write);
 
+/** install_used() - the guest has accessed a page that is here; any thread, also the page's owner */
+void install_used(struct engine *engine, uint64_t page);
+
 /**
  * install_zero() - @n ZEROING pages from @first: install, unlock, wake
  * Those that could not be installed are UNTOUCHED again, their room given back.

@@ -242,6 +242,9 @@ static void batch_punch(struct pageout *pageout, struct pageout_batch *batch,
         if (batch->fate[i] == PAGEOUT_DROP) {
             install_learn(engine, batch->first + i, false);
         }
+        if (pagemap_guess(engine->map, batch->first + i)) {
+            predictor_prefetch_outcome(engine->predictor, batch->first + i, false);
+        }
         missed |= page_release(engine->map, batch->first + i, zero ? PAGE_UNTOUCHED : PAGE_REMOTE);
         stats_add(zero                              ? &engine->stats.zero_drops
                   : batch->fate[i] == PAGEOUT_DROP ? &engine->stats.clean_drops

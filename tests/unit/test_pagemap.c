@@ -119,10 +119,10 @@ static void test_idle_marks(void **state)
 
     (void)state;
     assert_int_equal(pagemap_create(&map, NULL, uuid, N_PAGES, &reason), 0);
-    assert_false(pagemap_mark_idle(&map, 1, false)); /* UNTOUCHED */
+    assert_false(pagemap_mark_idle(&map, 1)); /* UNTOUCHED */
     for (uint8_t stable = PAGE_LOCAL; stable <= PAGE_CLEAN; stable += PAGE_CLEAN - PAGE_LOCAL) {
         pagemap_unlock(&map, 1, stable);
-        assert_true(pagemap_mark_idle(&map, 1, false));
+        assert_true(pagemap_mark_idle(&map, 1));
         assert_true(pagemap_idle(&map, 1));
         assert_int_equal(pagemap_get(&map, 1), stable); /* the mark is no state */
         assert_false(pagemap_lock(&map, 1, PAGE_REMOTE));
@@ -130,42 +130,44 @@ static void test_idle_marks(void **state)
         assert_true(pagemap_lock(&map, 1, stable)); /* whoever takes the page ends it */
         assert_false(pagemap_idle(&map, 1));
         assert_int_equal(pagemap_get(&map, 1), stable | PAGE_BUSY);
-        assert_false(pagemap_mark_idle(&map, 1, false));
+        assert_false(pagemap_mark_idle(&map, 1));
         assert_true(page_missed(&map, 1));
         assert_true(page_release(&map, 1, stable));
         assert_int_equal(pagemap_get(&map, 1), stable);
     }
     pagemap_unlock(&map, 1, PAGE_REMOTE);
-    assert_false(pagemap_mark_idle(&map, 1, false));
+    assert_false(pagemap_mark_idle(&map, 1));
     pagemap_close(&map);
 }
 
-static void test_marks_are_counted(void **state)
+static void test_guesses(void **state)
 {
     struct reason reason;
     struct pagemap map;
 
     (void)state;
     assert_int_equal(pagemap_create(&map, NULL, uuid, N_PAGES, &reason), 0);
-    pagemap_unlock(&map, 1, PAGE_LOCAL);
-    for (unsigned marked = 0; marked < 6; marked++) {
-        assert_int_equal(pagemap_turns(&map, 1), marked < 3 ? marked : 3);
-        assert_true(pagemap_mark_idle(&map, 1, true));
-        assert_false(pagemap_mark_idle(&map, 1, true)); /* it is */
-        assert_true(pagemap_lock(&map, 1, PAGE_LOCAL));
-        assert_true(page_missed(&map, 1));
-        page_retag(&map, 1, PAGE_CLEAN);
-        page_retag(&map, 1, PAGE_LOCAL);
-        assert_int_equal(pagemap_get(&map, 1), PAGE_EVICTING | PAGE_MISSED); /* the count is no state */
-        assert_true(page_release(&map, 1, PAGE_LOCAL));
-        assert_int_equal(pagemap_get(&map, 1), PAGE_LOCAL);
-    }
-    assert_true(pagemap_mark_idle(&map, 1, false));
-    assert_int_equal(pagemap_turns(&map, 1), 3);
-    assert_true(pagemap_lock(&map, 1, PAGE_LOCAL));
+    pagemap_unlock(&map, 1, PAGE_FETCHING);
+    assert_true(page_missed(&map, 1));
+    assert_true(page_release(&map, 1, PAGE_CLEAN | PAGE_REMARKS));
+    assert_int_equal(pagemap_get(&map, 1), PAGE_CLEAN); /* it is no state */
+    assert_true(pagemap_idle(&map, 1) && pagemap_guess(&map, 1));
+    assert_true(pagemap_lock(&map, 1, PAGE_CLEAN)); /* page-out takes it, and cannot send it */
+    assert_true(page_missed(&map, 1));
+    page_retag(&map, 1, PAGE_LOCAL);
+    assert_int_equal(pagemap_get(&map, 1), PAGE_EVICTING | PAGE_MISSED);
+    assert_true(page_release(&map, 1, PAGE_LOCAL));
+    assert_true(pagemap_guess(&map, 1) && !pagemap_idle(&map, 1));
+    assert_true(pagemap_mark_idle(&map, 1));
+    assert_true(pagemap_used(&map, 1)); /* told once */
+    assert_false(pagemap_used(&map, 1));
+    assert_false(pagemap_idle(&map, 1));
+    assert_int_equal(map.pages[1], PAGE_LOCAL);
+    map.pages[1] = PAGE_CLEAN | PAGE_REMARKS;
+    assert_true(pagemap_lock(&map, 1, PAGE_CLEAN));
+    assert_true(pagemap_guess(&map, 1));
     assert_false(page_release(&map, 1, PAGE_REMOTE)); /* it goes with the page */
     assert_int_equal(map.pages[1], PAGE_REMOTE);
-    assert_int_equal(pagemap_turns(&map, 1), 0);
     pagemap_close(&map);
 }
 
@@ -280,7 +282,7 @@ int main(void)
         cmocka_unit_test(test_extents),   cmocka_unit_test(test_damaged_files_are_refused),
         cmocka_unit_test(test_counts),          cmocka_unit_test(test_lock_and_missed),
         cmocka_unit_test(test_idle_marks),
-        cmocka_unit_test(test_marks_are_counted),
+        cmocka_unit_test(test_guesses),
         cmocka_unit_test(test_no_word_is_lost),
     };
 
