@@ -55,7 +55,7 @@ void policy_init(struct policy *policy, const char *const *predictors)
     policy->low_watermark = (struct policy_mark){.value = 94, .percent = true};
     policy->high_watermark = (struct policy_mark){.value = 97, .percent = true};
     policy->granule = 64 * KIB;
-    policy->prefetch = 8;
+    policy->prefetch = 32;
     policy->slab = PAGEMAP_SLAB_BYTES;
     policy->choices = 2;
     policy->subhost_timeout_s = 30;

@@ -107,34 +107,50 @@ static void watch_zap(struct watch *watch)
     ranges->n = 0;
 }
 
-static void watch_add(struct watch *watch, const struct layout_block *block, uint64_t page)
+static void watch_add(struct watch *watch, const struct layout_block *block, uint64_t page,
+                      uint64_t n)
 {
     struct handoff_ranges *ranges = &watch->zap.ranges;
     struct handoff_range *last = ranges->n ? &ranges->range[ranges->n - 1] : NULL;
     uint64_t offset = page * PAGE_BYTES - block->flat;
 
     if (last && last->block == block->index && last->offset + last->length == offset) {
-        last->length += PAGE_BYTES;
+        last->length += n * PAGE_BYTES;
         return;
     }
     if (ranges->n == WATCH_RANGES) {
         watch_zap(watch);
     }
     ranges->range[ranges->n++] = (struct handoff_range){
-        .block = block->index, .offset = offset, .length = PAGE_BYTES};
+        .block = block->index, .offset = offset, .length = n * PAGE_BYTES};
 }
 
-static void watch_mark(struct watch *watch, const struct watch_window *window)
+/*
+ * Each range that is zapped interrupts all vCPUs.  Of a window that the hand has come to it is one, with
+ * what is in between: that is unmapped already, or is looked at before.  Others in a window of arrivals may be
+ * in use, and are left alone.
+ */
+static void watch_mark(struct watch *watch, const struct watch_window *window, bool whole)
 {
     struct engine *engine = watch->engine;
     const struct layout_block *block = layout_by_flat(engine->layout, window->first * PAGE_BYTES);
+    uint64_t marked = 0;
 
+    if (whole) {
+        look_window(engine, window->first);
+    }
     for (unsigned i = 0; block && i < SWEEP_WINDOW; i++) {
         uint64_t page = window->first + i;
         if (window->mask >> i & 1 && page < page_end(block) &&
             pagemap_mark_idle(engine->map, page)) {
-            watch_add(watch, block, page);
+            marked |= (uint64_t)1 << i;
         }
+    }
+    while (marked) {
+        unsigned from = (unsigned)__builtin_ctzll(marked);
+        unsigned to = whole ? 63 - (unsigned)__builtin_clzll(marked) : from;
+        watch_add(watch, block, window->first + from, to - from + 1);
+        marked = whole ? 0 : marked & (marked - 1);
     }
 }
 
@@ -146,7 +162,7 @@ static void watch_arrived(struct watch *watch)
 
     while (watch_is_short(engine) && !engine_over(engine) &&
            sweep_probation(engine->sweep, (uint64_t)high, &step)) {
-        watch_mark(watch, &(struct watch_window){.first = step.first, .mask = step.watch});
+        watch_mark(watch, &(struct watch_window){.first = step.first, .mask = step.watch}, false);
     }
 }
 
@@ -158,7 +174,7 @@ static void *watch_main(void *arg)
     unhurried_thread();
     while ((n = watch_pop(watch)) >= 0) {
         for (int i = 0; i < n; i++) {
-            watch_mark(watch, &watch->window[i]);
+            watch_mark(watch, &watch->window[i], true);
         }
         watch_arrived(watch);
         watch_zap(watch);

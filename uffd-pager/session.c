@@ -170,7 +170,7 @@ static int session_parse_limits(struct session *session, const json_t *object,
         err = reason_set(reason, -EINVAL, "'granule' must be a power of two from 4 KiB to 2 MiB");
     }
     if (!err) {
-        err = session_number(object, "prefetch", 8, 512, &n, reason);
+        err = session_number(object, "prefetch", 32, 512, &n, reason);
         session->prefetch = (unsigned)n;
     }
     if (!err) {

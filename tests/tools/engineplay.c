@@ -166,7 +166,8 @@ static void guest_begin(void)
     guest_fd = pair[0];
     zap_fd = zap[0];
     config.uffd = receive_fd(guest_fd);
-    config.pagemap = receive_fd(guest_fd);
+    int pagemap = receive_fd(guest_fd);
+    config.pagemap = blind ? -1 : pagemap;
 }
 
 /* ---- what the guest holds when it arrives ---- */
@@ -614,8 +615,7 @@ static void parse(int argc, char **argv, uint64_t *sizes, uint32_t *n_sizes, uin
         {"prefetch", 1, NULL, 'p'},  {"granule", 1, NULL, 'g'},   {"fault-threads", 1, NULL, 'f'},
         {"sample-ms", 1, NULL, 'm'}, {"lost-ms", 1, NULL, 'L'},   {"local", 1, NULL, 'o'},
         {"remote", 1, NULL, 'r'},    {"seed", 1, NULL, 'S'},      {"predictor", 1, NULL, 'P'},
-        {"spin-us", 1, NULL, 'u'},   {"lost-action", 1, NULL, 'A'},
-        {"slab", 1, NULL, 'B'},      {"choices", 1, NULL, 'C'},   {"redundancy", 1, NULL, 'R'},
+        {"spin-us", 1, NULL, 'u'},   {"lost-action", 1, NULL, 'A'}, {"slab", 1, NULL, 'B'},      {"choices", 1, NULL, 'C'},   {"redundancy", 1, NULL, 'R'},
         {"backup", 1, NULL, 'K'},    {"pagemap", 1, NULL, 'G'},   {NULL, 0, NULL, 0},
     };
     int option;
@@ -682,9 +682,6 @@ int main(int argc, char **argv)
         die("layout", reason.text);
     }
     arrive();
-    if (blind) {
-        config.pagemap = -1;
-    }
     config.layout = &layout;
     config.map = &map;
     config.zap = engine_zap;
