@@ -51,7 +51,6 @@ static struct layout layout;
 static struct pagemap map;
 static struct engine_config config;
 static int guest_fd, zap_fd, engine_in, engine_out;
-static bool blind; /* the engine may not see the page tables */
 static pid_t guest_pid, engine_pid, monitor_pid;
 static bool engine_started;
 static uint64_t slab_bytes = 4 * MIB;
@@ -166,8 +165,7 @@ static void guest_begin(void)
     guest_fd = pair[0];
     zap_fd = zap[0];
     config.uffd = receive_fd(guest_fd);
-    int pagemap = receive_fd(guest_fd);
-    config.pagemap = blind ? -1 : pagemap;
+    config.pagemap |= receive_fd(guest_fd); /* -1 if the engine may not see it, else 0 so far */
 }
 
 /* ---- what the guest holds when it arrives ---- */
@@ -615,7 +613,8 @@ static void parse(int argc, char **argv, uint64_t *sizes, uint32_t *n_sizes, uin
         {"prefetch", 1, NULL, 'p'},  {"granule", 1, NULL, 'g'},   {"fault-threads", 1, NULL, 'f'},
         {"sample-ms", 1, NULL, 'm'}, {"lost-ms", 1, NULL, 'L'},   {"local", 1, NULL, 'o'},
         {"remote", 1, NULL, 'r'},    {"seed", 1, NULL, 'S'},      {"predictor", 1, NULL, 'P'},
-        {"spin-us", 1, NULL, 'u'},   {"lost-action", 1, NULL, 'A'}, {"slab", 1, NULL, 'B'},      {"choices", 1, NULL, 'C'},   {"redundancy", 1, NULL, 'R'},
+        {"spin-us", 1, NULL, 'u'},   {"lost-action", 1, NULL, 'A'},
+        {"slab", 1, NULL, 'B'},      {"choices", 1, NULL, 'C'},   {"redundancy", 1, NULL, 'R'},
         {"backup", 1, NULL, 'K'},    {"pagemap", 1, NULL, 'G'},   {NULL, 0, NULL, 0},
     };
     int option;
@@ -642,7 +641,7 @@ static void parse(int argc, char **argv, uint64_t *sizes, uint32_t *n_sizes, uin
         case 'B': slab_bytes = size_of(optarg); break;
         case 'C': config.choices = number; break;
         case 'R': config.redundancy = redundancy_of(optarg); break;
-        case 'G': blind = number == 0; break;
+        case 'G': config.pagemap = number ? 0 : -1; break;
         case 'K': snprintf(config.backup, sizeof(config.backup), "%s", optarg); break;
         case 'A': config.lost_action = loss_of(optarg); break;
         case 'P': snprintf(config.predictor, sizeof(config.predictor), "%s", optarg); break;
