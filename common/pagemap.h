@@ -51,7 +51,8 @@
  * pagemap_get() hides it, and pagemap_lock() clears it, because whoever takes the page does so for an
  * access, or evicts it.
  * PAGE_GUESS is another: the page was fetched on a guess, and the predictor has not been told yet whether the
- * guess was right.  It stays while the page is taken, and goes when the page does.
+ * guess was right.  PAGE_WANTED is a third: it was fetched for a fault, so if it leaves unchanged, it was
+ * read and not written.  These two stay while the page is taken, and go when the page does.
  *
  * After a crash of the worker the stable part and the memfd tell the truth
  * (pagemap_recover): a busy page that has data in the memfd is LOCAL (its copy
@@ -80,7 +81,9 @@ enum page_state {
 #define PAGE_BUSY 0x08u
 #define PAGE_IDLE 0x20u
 #define PAGE_GUESS 0x40u
-#define PAGE_REMARKS (PAGE_IDLE | PAGE_GUESS)
+#define PAGE_WANTED 0x80u
+#define PAGE_KEPT (PAGE_GUESS | PAGE_WANTED) /* remarks that outlast an owner */
+#define PAGE_REMARKS (PAGE_IDLE | PAGE_KEPT)
 #define PAGE_ZEROING (PAGE_UNTOUCHED | PAGE_BUSY)
 #define PAGE_EVICTING (PAGE_LOCAL | PAGE_BUSY)
 #define PAGE_FETCHING (PAGE_REMOTE | PAGE_BUSY)
@@ -219,16 +222,16 @@ static inline bool pagemap_idle(const struct pagemap *map, uint64_t page)
     return atomic_load_explicit(&map->pages[page], memory_order_relaxed) & PAGE_IDLE;
 }
 
-/** pagemap_guess() - has it PAGE_GUESS? */
-static inline bool pagemap_guess(const struct pagemap *map, uint64_t page)
+/** pagemap_kept() - which of PAGE_KEPT it has; any thread */
+static inline uint8_t pagemap_kept(const struct pagemap *map, uint64_t page)
 {
-    return atomic_load_explicit(&map->pages[page], memory_order_relaxed) & PAGE_GUESS;
+    return atomic_load_explicit(&map->pages[page], memory_order_relaxed) & PAGE_KEPT;
 }
 
-/** pagemap_used() - the page was accessed: no remark is true any more; any thread. Return: it had PAGE_GUESS. */
+/** pagemap_used() - the page was accessed: it is not idle, and no guess; any thread. Return: it had PAGE_GUESS. */
 static inline bool pagemap_used(struct pagemap *map, uint64_t page)
 {
-    return atomic_fetch_and_explicit(&map->pages[page], (uint8_t)~PAGE_REMARKS,
+    return atomic_fetch_and_explicit(&map->pages[page], (uint8_t)~(PAGE_IDLE | PAGE_GUESS),
                                      memory_order_relaxed) &
            PAGE_GUESS;
 }
@@ -240,7 +243,7 @@ static inline bool pagemap_used(struct pagemap *map, uint64_t page)
 static inline bool pagemap_mark_idle(struct pagemap *map, uint64_t page)
 {
     uint8_t byte = atomic_load_explicit(&map->pages[page], memory_order_acquire);
-    uint8_t state = byte & (uint8_t)~PAGE_GUESS;
+    uint8_t state = byte & (uint8_t)~PAGE_KEPT;
 
     return (state == PAGE_LOCAL || state == PAGE_CLEAN) &&
            atomic_compare_exchange_strong_explicit(&map->pages[page], &byte,
@@ -250,14 +253,14 @@ static inline bool pagemap_mark_idle(struct pagemap *map, uint64_t page)
 
 /**
  * pagemap_lock() - take ownership of a page that is stable in @state
- * Return: true, and the byte is @state | PAGE_BUSY (and its PAGE_GUESS); false if it was anything else.
+ * Return: true, and the byte is @state | PAGE_BUSY (and its PAGE_KEPT); false if it was anything else.
  */
 static inline bool pagemap_lock(struct pagemap *map, uint64_t page, uint8_t state)
 {
     uint8_t byte = state;
 
     while (!atomic_compare_exchange_strong_explicit(&map->pages[page], &byte,
-                                                    (uint8_t)(state | PAGE_BUSY | (byte & PAGE_GUESS)),
+                                                    (uint8_t)(state | PAGE_BUSY | (byte & PAGE_KEPT)),
                                                     memory_order_acq_rel, memory_order_acquire)) {
         if ((byte & (uint8_t)~PAGE_REMARKS) != state) {
             return false;

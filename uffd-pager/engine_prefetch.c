@@ -153,8 +153,13 @@ static uint64_t prefetch_put(struct engine *engine, const struct layout_block *b
     off_t length = (off_t)(n * PAGE_BYTES);
     off_t data = lseek(block->fd, at, SEEK_DATA);
 
-    if ((data >= 0 && data < at + length) ||
-        (protect && uffd_protect(engine->uffd, page_hva(block, page), (uint64_t)length) < 0)) {
+    if (data >= 0 && data < at + length) {
+        return 0;
+    }
+    /* A page that left while it was not mapped is marked as protected in the page tables still. */
+    int err = (protect ? uffd_protect : uffd_unprotect)(engine->uffd, page_hva(block, page),
+                                                        (uint64_t)length);
+    if (err < 0) {
         return 0;
     }
     ssize_t put = pwrite(block->fd, contents, (size_t)length, at);
@@ -174,7 +179,7 @@ static uint64_t prefetch_install(struct engine *engine, const struct layout_bloc
     uint64_t missed = UINT64_MAX;
     uint64_t done = 0;
     bool written = install_guess_written(engine, page);
-    uint8_t state = (uint8_t)((written ? PAGE_LOCAL : PAGE_CLEAN) | (guess ? PAGE_REMARKS : 0));
+    uint8_t state = (uint8_t)((written ? PAGE_LOCAL : PAGE_CLEAN) | (guess ? PAGE_IDLE | PAGE_GUESS : 0));
 
     if (contents && guess) {
         done = prefetch_put(engine, block, page, n, contents, !written);

@@ -44,7 +44,7 @@ void page_retag(struct pagemap *map, uint64_t page, uint8_t state)
 bool page_release(struct pagemap *map, uint64_t page, uint8_t state)
 {
     uint8_t byte = atomic_load_explicit(&map->pages[page], memory_order_relaxed);
-    uint8_t kept = page_state(state) == PAGE_LOCAL || page_state(state) == PAGE_CLEAN ? PAGE_GUESS : 0;
+    uint8_t kept = page_state(state) == PAGE_LOCAL || page_state(state) == PAGE_CLEAN ? PAGE_KEPT : 0;
 
     while (!atomic_compare_exchange_weak_explicit(&map->pages[page], &byte,
                                                   (uint8_t)(state | (byte & kept)),
@@ -127,7 +127,7 @@ int install_fetched(struct engine *engine, const struct layout_block *block, uin
     int err = uffd_copy(engine->uffd, page_hva(block, page), contents, !write);
 
     if (err == 0) {
-        page_unlock(engine, block, page, write ? PAGE_LOCAL : PAGE_CLEAN);
+        page_unlock(engine, block, page, write ? PAGE_LOCAL : PAGE_CLEAN | PAGE_WANTED);
         return 0;
     }
     if (err == -EEXIST) {

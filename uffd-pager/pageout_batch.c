@@ -239,11 +239,12 @@ static void batch_punch(struct pageout *pageout, struct pageout_batch *batch,
     }
     for (unsigned i = from; i < to; i++) {
         bool zero = batch->fate[i] == PAGEOUT_ZERO;
-        if (batch->fate[i] == PAGEOUT_DROP) {
-            install_learn(engine, batch->first + i, false);
-        }
-        if (pagemap_guess(engine->map, batch->first + i)) {
+        uint8_t remarks = pagemap_kept(engine->map, batch->first + i);
+        if (remarks & PAGE_GUESS) {
             predictor_prefetch_outcome(engine->predictor, batch->first + i, false);
+        }
+        if (batch->fate[i] == PAGEOUT_DROP && remarks & PAGE_WANTED) {
+            install_learn(engine, batch->first + i, false);
         }
         missed |= page_release(engine->map, batch->first + i, zero ? PAGE_UNTOUCHED : PAGE_REMOTE);
         stats_add(zero                              ? &engine->stats.zero_drops

@@ -30,7 +30,7 @@
 #define SAMPLE_RANGES 512u
 #define SAMPLE_WINDOW (MAPPED_WINDOW * PAGE_BYTES)
 #define SAMPLE_WINDOWS (unsigned)(CHUNK_BYTES / SAMPLE_WINDOW)
-#define SAMPLE_COST 66u    /* one part of so many: 1.5 % */
+#define SAMPLE_COST 100u   /* one part of so many: 1 % */
 #define SAMPLE_TOUCH_US 2u /* a soft fault, with KVM's share of it */
 
 _Static_assert(CHUNK_BYTES / SAMPLE_WINDOW == 8, "windows of a chunk are bits of a byte");

@@ -235,7 +235,7 @@ class PageMap:
             data = file.read()
         fields = [int.from_bytes(data[i * 8:i * 8 + 8], "little") for i in range(7)]
         self.n_pages, self.n_chunks, pages, subhost = fields[1:5]
-        # Without PAGE_IDLE and PAGE_GUESS, which are no states.
+        # Without PAGE_REMARKS, which are no states.
         self.pages = data[pages:pages + self.n_pages].translate(bytes(byte & 0x1f for byte in range(256)))
         self.subhost = data[subhost:subhost + self.n_chunks]
 

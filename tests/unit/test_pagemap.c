@@ -149,23 +149,24 @@ static void test_guesses(void **state)
     assert_int_equal(pagemap_create(&map, NULL, uuid, N_PAGES, &reason), 0);
     pagemap_unlock(&map, 1, PAGE_FETCHING);
     assert_true(page_missed(&map, 1));
-    assert_true(page_release(&map, 1, PAGE_CLEAN | PAGE_REMARKS));
+    assert_true(page_release(&map, 1, PAGE_CLEAN | PAGE_IDLE | PAGE_GUESS));
     assert_int_equal(pagemap_get(&map, 1), PAGE_CLEAN); /* it is no state */
-    assert_true(pagemap_idle(&map, 1) && pagemap_guess(&map, 1));
+    assert_true(pagemap_idle(&map, 1) && pagemap_kept(&map, 1) == PAGE_GUESS);
     assert_true(pagemap_lock(&map, 1, PAGE_CLEAN)); /* page-out takes it, and cannot send it */
     assert_true(page_missed(&map, 1));
     page_retag(&map, 1, PAGE_LOCAL);
     assert_int_equal(pagemap_get(&map, 1), PAGE_EVICTING | PAGE_MISSED);
     assert_true(page_release(&map, 1, PAGE_LOCAL));
-    assert_true(pagemap_guess(&map, 1) && !pagemap_idle(&map, 1));
+    assert_true(pagemap_kept(&map, 1) == PAGE_GUESS && !pagemap_idle(&map, 1));
     assert_true(pagemap_mark_idle(&map, 1));
     assert_true(pagemap_used(&map, 1)); /* told once */
     assert_false(pagemap_used(&map, 1));
     assert_false(pagemap_idle(&map, 1));
     assert_int_equal(map.pages[1], PAGE_LOCAL);
     map.pages[1] = PAGE_CLEAN | PAGE_REMARKS;
+    assert_true(pagemap_used(&map, 1)); /* and was wanted all the same */
     assert_true(pagemap_lock(&map, 1, PAGE_CLEAN));
-    assert_true(pagemap_guess(&map, 1));
+    assert_int_equal(pagemap_kept(&map, 1), PAGE_WANTED);
     assert_false(page_release(&map, 1, PAGE_REMOTE)); /* it goes with the page */
     assert_int_equal(map.pages[1], PAGE_REMOTE);
     pagemap_close(&map);
