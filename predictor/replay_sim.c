@@ -32,7 +32,7 @@ static void sim_page_in(struct sim *sim, uint64_t page, uint8_t flags)
     sim->resident++;
     if (sim->sweep && sweep_arrived(sim->sweep, page)) {
         struct sweep_step step;
-        while (sweep_probation(sim->sweep, sim->options->local_pages, &step)) {
+        while (sweep_probation(sim->sweep, &step)) {
             sim_mark(sim, &step);
         }
     }

@@ -213,11 +213,10 @@ static uint64_t sweep_filter(const struct sweep *sweep, uint64_t first, uint64_t
     return found;
 }
 
-bool sweep_probation(struct sweep *sweep, uint64_t local_pages, struct sweep_step *step)
+bool sweep_probation(struct sweep *sweep, struct sweep_step *step)
 {
     uint64_t pages, first;
 
-    (void)local_pages;
     *step = (struct sweep_step){0};
     while ((pages = ring_read(&sweep->recent, &sweep->marker, MARK_AFTER, &first)) != 0) {
         if (__builtin_popcountll(pages) >= TOGETHER) {

@@ -51,11 +51,10 @@ bool sweep_arrived(struct sweep *sweep, uint64_t page);
 
 /**
  * sweep_probation() - pages that arrived a little while ago: shall they be seen to be used?
- * @local_pages: as in sweep_next()
  * Return: false if there are none for now; else @step has pages to mark.  One thread at a time,
  * which may be another than that of sweep_next().
  */
-bool sweep_probation(struct sweep *sweep, uint64_t local_pages, struct sweep_step *step);
+bool sweep_probation(struct sweep *sweep, struct sweep_step *step);
 
 /**
  * sweep_next() - take the next step

@@ -157,11 +157,10 @@ static void watch_mark(struct watch *watch, const struct watch_window *window, b
 static void watch_arrived(struct watch *watch)
 {
     struct engine *engine = watch->engine;
-    int64_t high = atomic_load_explicit(&engine->high, memory_order_relaxed);
     struct sweep_step step;
 
     while (watch_is_short(engine) && !engine_over(engine) &&
-           sweep_probation(engine->sweep, (uint64_t)high, &step)) {
+           sweep_probation(engine->sweep, &step)) {
         watch_mark(watch, &(struct watch_window){.first = step.first, .mask = step.watch}, false);
     }
 }

@@ -68,6 +68,48 @@ static void guest_step(struct guest *guest, const struct sweep_step *step)
     }
 }
 
+/* Accesses show only when somebody looks: marks of what was accessed are wrong until then. */
+struct mapped_guest {
+    struct guest guest;
+    bool mapped[N_PAGES];
+};
+
+static void mapped_look(void *opaque, uint64_t first)
+{
+    struct mapped_guest *mapped = opaque;
+
+    assert_int_equal(first % SWEEP_WINDOW, 0);
+    for (uint64_t page = first; page < first + SWEEP_WINDOW && page < N_PAGES; page++) {
+        if (mapped->mapped[page] && mapped->guest.state[page] == SWEEP_IDLE) {
+            guest_put(&mapped->guest, page, SWEEP_TOUCHED);
+        }
+    }
+}
+
+static void test_marks_are_looked_at_before_pages_leave(void **state)
+{
+    static struct mapped_guest mapped;
+    struct sweep_view view = {.n_pages = N_PAGES, .resident = mapped.guest.resident,
+                              .look = mapped_look, .state = guest_state, .opaque = &mapped};
+    struct sweep *sweep = sweep_new(&view);
+    struct sweep_step step;
+
+    (void)state;
+    for (uint64_t page = 0; page < N_PAGES; page += 3) {
+        guest_put(&mapped.guest, page, SWEEP_IDLE);
+        mapped.mapped[page] = page % 2 == 0;
+        sweep_arrived(sweep, page);
+    }
+    while (mapped.guest.left < N_PAGES / 8 && sweep_next(sweep, 1000, &step)) {
+        for (unsigned i = 0; i < SWEEP_WINDOW; i++) {
+            assert_false(step.leave >> i & 1 && mapped.mapped[step.first + i]);
+        }
+        guest_step(&mapped.guest, &step);
+    }
+    assert_true(mapped.guest.left >= N_PAGES / 8);
+    sweep_free(sweep);
+}
+
 static void test_untouched_pages_leave_touched_ones_stay(void **state)
 {
     static struct guest guest;
@@ -156,7 +198,7 @@ static void test_pages_that_come_singly_are_left_to_the_hand(void **state)
             uint64_t page = together ? N_PAGES - 1 - i : single;
             guest_put(&guest, page, SWEEP_TOUCHED);
             sweep_arrived(sweep, page);
-            while (sweep_probation(sweep, 1024, &step)) {
+            while (sweep_probation(sweep, &step)) {
                 marked += (uint64_t)__builtin_popcountll(step.watch);
                 guest_step(&guest, &step);
             }
@@ -208,7 +250,7 @@ static void test_arrivals_are_on_probation(void **state)
     for (; page < N_PAGES; page++, here++) {
         guest_put(&guest, page, SWEEP_TOUCHED);
         sweep_arrived(sweep, page);
-        while (sweep_probation(sweep, 1300, &step)) {
+        while (sweep_probation(sweep, &step)) {
             guest_step(&guest, &step);
         }
         for (uint64_t before = guest.left; here > 1300; before = guest.left) {
@@ -251,7 +293,7 @@ static void test_arrivals_from_several_threads(void **state)
     }
     for (unsigned i = 0; i < 20000; i++) {
         guest_put(&guest, policy_below(&random, N_PAGES), SWEEP_TOUCHED);
-        if (sweep_probation(sweep, 2000, &step)) {
+        if (sweep_probation(sweep, &step)) {
             guest_step(&guest, &step);
         }
         if (sweep_next(sweep, 2000, &step)) {
@@ -324,6 +366,7 @@ static void test_near_to_those_that_see_all(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_marks_are_looked_at_before_pages_leave),
         cmocka_unit_test(test_untouched_pages_leave_touched_ones_stay),
         cmocka_unit_test(test_every_second_lap_passes_over_young_chunks),
         cmocka_unit_test(test_pages_that_come_singly_are_left_to_the_hand),
