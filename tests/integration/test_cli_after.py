@@ -132,8 +132,9 @@ def check_pictures(look, cluster):
     path = os.path.join(cluster.dir, "heat.svg")
     drawn = look.run("pages", "--heatmap", "--svg", path, look.domain)
     places = "".join(re.findall(r"^ +0 GiB ([M12-]+)$", drawn, re.M))
-    expect(len(places) == FLAT // (2 * MIB) and set(places) >= {"M", "2"}, drawn)
-    expect("1 suba" in drawn and "a cell is 2 MiB" in drawn and "\033" not in drawn, drawn)
+    # Most of each cell is on a sub-host: what is hot of this guest is strewn, and so is what is on the main host.
+    expect(len(places) == FLAT // (2 * MIB) and {"2"} <= set(places) <= set("M12-"), drawn)
+    expect(re.search(r"^ +M main [1-9]", drawn, re.M) and "1 suba" in drawn and "a cell is 2 MiB" in drawn and "\033" not in drawn, drawn)
     root = xml.etree.ElementTree.parse(path).getroot()
     texts = [t.text for t in root.iter("{http://www.w3.org/2000/svg}text")]
     expect(any(t.startswith("suba ") for t in texts) and len(list(root)) > FLAT // (2 * MIB), texts)
