@@ -12,6 +12,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "common/units.h"
+
 #define PAGE_HEAT_LOOKS 0x0fu
 #define PAGE_HEAT_HIT 0x10u
 
@@ -31,5 +33,12 @@ static inline uint8_t page_heat_key(uint8_t heat)
 
     return looks ? (uint8_t)(heat / PAGE_HEAT_HIT * 255u / looks) : 0;
 }
+
+/**
+ * page_heat_keys() - the keys of a chunk's pages, which are all the same if they differ by chance only
+ * @whole: (nearly) all pages of the chunk exist; else each counts for itself, for what does not exist has no hits
+ * @keys: result, as page_heat_key()
+ */
+void page_heat_keys(const uint8_t heat[CHUNK_PAGES], bool whole, uint8_t keys[CHUNK_PAGES]);
 
 #endif

@@ -5,6 +5,7 @@
  * 0. Hot pages: where it is known by page what was in use (page_heat.h), pages by the falling share of
  *    looks that found them so, as long as they fit; of equals those in the hottest chunks.  Hot pages
  *    of most programs are strewn: whole chunks would bring as many cold ones along, and leave hot ones behind.
+ *    Where the pages of a chunk do not differ (page_heat.c) they stay together.
  * 1. Hot chunks: what is left of chunks by falling heat, those of equal heat in the seeded pseudo-random order, go to the
  *    main host as long as they fit.  One that does not fit any more is passed over and smaller ones
  *    after it may still go, so the main host ends up at most 511 pages short of full.
@@ -87,6 +88,12 @@ static void split_sort(struct split *split, uint64_t (*key)(const struct split *
     }
 }
 
+static void split_keys(const struct split *split, uint64_t chunk, uint8_t keys[CHUNK_PAGES])
+{
+    page_heat_keys(split->want->page_heat + chunk * CHUNK_PAGES,
+                   split->want->present[chunk] >= CHUNK_PAGES - CHUNK_PAGES / 8, keys);
+}
+
 /* The least key whose pages all fit.  Return: PREDICTOR_HEATS if those of the highest do not. */
 static unsigned split_threshold(const struct split *split)
 {
@@ -94,9 +101,13 @@ static unsigned split_threshold(const struct split *split)
     unsigned key = PREDICTOR_HEATS;
 
     for (uint64_t chunk = 0; chunk < split->predictor->n_chunks; chunk++) {
-        const uint8_t *heat = split->want->page_heat + chunk * CHUNK_PAGES;
-        for (uint64_t i = 0; i < CHUNK_PAGES && split->want->present[chunk]; i++) {
-            count[page_heat_key(heat[i])]++;
+        uint8_t keys[CHUNK_PAGES];
+        if (!split->want->present[chunk]) {
+            continue;
+        }
+        split_keys(split, chunk, keys);
+        for (uint64_t i = 0; i < CHUNK_PAGES; i++) {
+            count[keys[i]]++;
         }
     }
     while (key > 1 && sum + count[key - 1] <= split->left) {
@@ -108,11 +119,15 @@ static unsigned split_threshold(const struct split *split)
 /* Take pages of @chunk that were in use at least as often as key @low says, but less than @high, as long as there is room. */
 static void split_hot_pages(struct split *split, uint64_t chunk, unsigned low, unsigned high)
 {
-    uint64_t first = chunk * CHUNK_PAGES;
+    uint8_t keys[CHUNK_PAGES];
 
-    for (uint64_t page = first; page < first + CHUNK_PAGES && split->rest[chunk] && split->left; page++) {
-        unsigned key = page_heat_key(split->want->page_heat[page]);
-        if (key >= low && key < high) {
+    if (!split->rest[chunk] || !split->left) {
+        return;
+    }
+    split_keys(split, chunk, keys);
+    for (uint64_t i = 0; i < CHUNK_PAGES && split->rest[chunk] && split->left; i++) {
+        uint64_t page = chunk * CHUNK_PAGES + i;
+        if (keys[i] >= low && keys[i] < high) {
             split->hot[page / 64] |= (uint64_t)1 << page % 64;
             split->rest[chunk]--;
             split->left--;

@@ -449,6 +449,37 @@ static void test_slabs_know_no_single_pages(void **state)
     free(g);
 }
 
+/* Pages that are alike in all but luck go by the chunk, those that differ do not. */
+static void test_luck_is_no_heat(void **state)
+{
+    uint8_t heat[CHUNK_PAGES] = {0}, keys[CHUNK_PAGES];
+    uint64_t random = 9;
+
+    (void)state;
+    for (unsigned looks = 1; looks <= 8; looks++) {
+        for (unsigned i = 0; i < CHUNK_PAGES; i++) {
+            page_heat_note(&heat[i], policy_below(&random, 10) < 4);
+        }
+        page_heat_keys(heat, true, keys);
+        for (unsigned i = 0; i < CHUNK_PAGES; i++) {
+            assert_int_equal(keys[i], keys[0]);
+            assert_in_range(keys[i], 80, 125);
+        }
+    }
+    page_heat_keys(heat, false, keys);
+    assert_int_equal(keys[7], page_heat_key(heat[7]));
+    memset(heat, 0, sizeof(heat));
+    for (unsigned look = 0; look < 2; look++) {
+        for (unsigned i = 0; i < CHUNK_PAGES; i++) {
+            page_heat_note(&heat[i], i % 5 == 0);
+        }
+    }
+    page_heat_keys(heat, true, keys);
+    for (unsigned i = 0; i < CHUNK_PAGES; i++) {
+        assert_int_equal(keys[i], i % 5 == 0 ? 255 : 0);
+    }
+}
+
 static void test_page_heat(void **state)
 {
     uint8_t heat = 0;
@@ -515,6 +546,7 @@ int main(void)
         cmocka_unit_test(test_strewn_hot_pages),
         cmocka_unit_test(test_more_hot_pages_than_room),
         cmocka_unit_test(test_slabs_know_no_single_pages),
+        cmocka_unit_test(test_luck_is_no_heat),
         cmocka_unit_test(test_page_heat),
         cmocka_unit_test(test_one_tebibyte),
     };
