@@ -17,7 +17,8 @@ void page_heat_keys(const uint8_t heat[CHUNK_PAGES], bool whole, uint8_t keys[CH
     double hits = 0, looks = 0, varied = 0, chance = 0;
 
     for (unsigned i = 0; i < CHUNK_PAGES; i++) {
-        hits += heat[i] / PAGE_HEAT_HIT;
+        unsigned of_page = heat[i] / PAGE_HEAT_HIT;
+        hits += of_page;
         looks += heat[i] & PAGE_HEAT_LOOKS;
         keys[i] = page_heat_key(heat[i]);
     }
@@ -26,7 +27,8 @@ void page_heat_keys(const uint8_t heat[CHUNK_PAGES], bool whole, uint8_t keys[CH
     }
     double p = hits / looks;
     for (unsigned i = 0; i < CHUNK_PAGES; i++) {
-        double n = heat[i] & PAGE_HEAT_LOOKS, more = heat[i] / PAGE_HEAT_HIT - n * p;
+        unsigned of_page = heat[i] / PAGE_HEAT_HIT;
+        double n = heat[i] & PAGE_HEAT_LOOKS, more = of_page - n * p;
         varied += more * more;
         chance += n * p * (1 - p);
     }
