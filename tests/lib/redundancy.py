@@ -11,7 +11,7 @@ from engineplay import EnginePlay, with_region
 from subhost import MIB, PAGE, Subhost
 
 SIZE = 64 * MIB
-LOST_MS = 1500
+LOST_MS = 3600 if os.environ.get("BUILD", "").endswith("san") else 1500  # what is only slow is not lost
 
 
 class Guest:

@@ -235,10 +235,18 @@ static inline uint8_t *play_address(const struct play *play, uint64_t page)
                      : play->block[block].base + (page * PAGE_BYTES - play->block[block].flat);
 }
 
+/* Whoever has the lock may wait for the page: who yields for long only takes the pager's processor. */
 static inline void play_lock(struct play *play, uint64_t page)
 {
-    while (atomic_exchange_explicit(&play->page_lock[page], 1, memory_order_acquire)) {
-        sched_yield();
+    const struct timespec nap = {.tv_nsec = 50000};
+
+    for (unsigned tries = 0;
+         atomic_exchange_explicit(&play->page_lock[page], 1, memory_order_acquire); tries++) {
+        if (tries < 16) {
+            sched_yield();
+        } else {
+            nanosleep(&nap, NULL);
+        }
     }
 }
 
