@@ -28,6 +28,16 @@ struct attachment {
     uint32_t cookie; /* of LAYOUT_END */
 };
 
+static struct attachment *attach_new(void)
+{
+    struct attachment *attachment = calloc(1, sizeof(*attachment));
+
+    if (attachment) {
+        attachment->uffd = attachment->pagemap = -1;
+    }
+    return attachment;
+}
+
 static void attach_discard(struct attachment *attachment)
 {
     layout_close(&attachment->layout);
@@ -284,14 +294,13 @@ static int attach_install(struct worker *worker, struct attachment *attachment,
 
 void attach_accept(struct worker *worker, int fd)
 {
-    struct attachment *attachment = calloc(1, sizeof(*attachment));
+    struct attachment *attachment = attach_new();
     struct reason reason = {""};
 
     if (!attachment) {
         close(fd);
         return;
     }
-    attachment->uffd = attachment->pagemap = -1;
     int err = attach_read(fd, attachment, &reason);
     if (!err) {
         err = attach_peer(worker, fd, &reason);

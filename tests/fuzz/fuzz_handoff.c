@@ -67,7 +67,7 @@ static unsigned fuzz_open_fds(void)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static bool started;
-    struct attachment *attachment = calloc(1, sizeof(*attachment));
+    struct attachment *attachment = attach_new();
     struct reason reason = {""};
     int pair[2];
 
@@ -93,7 +93,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         size -= length;
     }
     close(pair[0]);
-    attachment->uffd = -1;
     attach_read(pair[1], attachment, &reason);
     attach_discard(attachment);
     free(attachment);

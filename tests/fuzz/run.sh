@@ -18,5 +18,6 @@ fuzz_nbd_server) seeds=("$here/seeds_nbd") dict=(-dict="$here/nbd.dict") ;;
 fuzz_rdma) seeds=("$here/seeds_rdma") ;;
 fuzz_control) seeds=("$here/seeds_control") dict=(-dict="$here/control.dict") ;;
 esac
-exec "$build/$target" -max_total_time="${FUZZ_SECONDS:-60}" -timeout=20 -rss_limit_mb=2048 -max_len=65536 \
+# What it finds must not count as a skip, whose status libFuzzer would end with.
+exec "$build/$target" -error_exitcode=1 -max_total_time="${FUZZ_SECONDS:-60}" -timeout=20 -rss_limit_mb=2048 -max_len=65536 \
     -artifact_prefix="$found/" -print_final_stats=1 -verbosity=1 "${dict[@]}" "$corpus" "${seeds[@]}"
