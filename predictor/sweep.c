@@ -25,7 +25,7 @@
  * Cost: a victim is found in constant time.  No more than SWEEP_LOOKS pages are looked at for each
  * that leaves; when more are touched the hand takes what it meets.  Chunks without resident pages
  * are skipped by two bytes each, four at once.  Memory: four bytes a chunk, and twelve a place on
- * probation, one place for 1024 pages.
+ * probation, one place for 768 pages.
  *
  * Rings: a place is a window of 64 pages and those that arrived of it, so a scan takes few places.
  * Producers take a place by counting up the tail, then store; they never wait.  If they overrun a
@@ -43,7 +43,7 @@
 #define MARK_AFTER 128          /* so many arrivals later pages are marked */
 #define TOGETHER 16             /* so many of a window have to arrive together to go on probation */
 #define PROBATION_SHARE 12      /* of local memory: how many pages are on probation */
-#define PROBATION_PER (2 * CHUNK_PAGES) /* pages of the guest for a place of that ring */
+#define PROBATION_PER (CHUNK_PAGES * 3 / 2) /* pages of the guest for a place of that ring */
 #define PROBATION_MIN 16
 #define YOUNG_SHARE 40 /* of local memory: a page that came so many arrivals ago came lately */
 #define LOOKS_MAX ((int64_t)(SWEEP_LOOKS * SWEEP_WINDOW)) /* saved up, before touched pages leave */
