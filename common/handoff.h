@@ -6,9 +6,9 @@
  * -------------------
  * QEMU connects to the pager's UNIX stream socket and sends HELLO (with the
  * userfaultfd), one BLOCK per external RAM block (each with its memfd) and
- * LAYOUT_END, with its page tables' /proc/self/pagemap if it may open that (without it the pager
- * cannot see which memory is in use, uffd-pager/mapped.h).  The pager answers WELCOME.  From then on both sides may send at
- * any time.  A request that wants an answer carries a non-zero cookie, which
+ * LAYOUT_END, with its /proc/self/pagemap if it may open that (without it the
+ * pager cannot see which memory is in use, uffd-pager/mapped.h).  The pager
+ * answers WELCOME.  From then on both sides may send at any time.  A request that wants an answer carries a non-zero cookie, which
  * the answer repeats.  If the socket drops, QEMU connects again and sends all
  * of it again; the userfaultfd and its registrations live on in QEMU.
  *

@@ -42,8 +42,8 @@ static bool quiet_wait(struct quiet *quiet, uint64_t us)
     at.tv_sec = (time_t)(until / 1000000);
     at.tv_nsec = (long)(until % 1000000) * 1000;
     pthread_mutex_lock(&quiet->lock);
-    if (!quiet->stop) {
-        pthread_cond_timedwait(&quiet->changed, &quiet->lock, &at);
+    while (!quiet->stop &&
+           pthread_cond_timedwait(&quiet->changed, &quiet->lock, &at) != ETIMEDOUT) {
     }
     bool go = !quiet->stop;
     pthread_mutex_unlock(&quiet->lock);
@@ -126,11 +126,7 @@ static void *quiet_main(void *arg)
     uint64_t period = samples ? (uint64_t)engine->config.sample_period_ms * 1000 : QUIET_TICK_US;
 
     setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), 19);
-    for (uint64_t next = units_now_us() + period; quiet_wait(quiet, period);) {
-        if (units_now_us() < next) {
-            continue;
-        }
-        next = units_now_us() + period;
+    while (quiet_wait(quiet, period)) {
         if (samples) {
             quiet_sample(quiet);
         }

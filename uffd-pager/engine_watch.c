@@ -48,8 +48,7 @@ void watch_push(struct engine *engine, uint64_t first, uint64_t mask)
 
     pthread_mutex_lock(&watch->lock);
     if (watch->n < WATCH_WINDOWS) {
-        watch->waiting[watch->n++] =
-            (struct watch_window){.first = first, .mask = mask};
+        watch->waiting[watch->n++] = (struct watch_window){.first = first, .mask = mask};
         if (watch->n == 1) {
             pthread_cond_signal(&watch->pushed);
         }
