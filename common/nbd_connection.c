@@ -32,12 +32,14 @@ struct nbd_connection *nbd_connection_new(const struct nbd_server_config *config
     madvise(conn, mapping_size(), MADV_DONTDUMP);
     conn->channel = (struct channel){.fd = fd};
     conn->config = config;
+    conn->pipe[0] = -1;
     return conn;
 }
 
 void nbd_connection_free(struct nbd_connection *conn)
 {
     channel_close(&conn->channel);
+    nbd_pipe_close(conn);
     bounce_free(&conn->pack);
     unpacker_free(conn->unpacker);
     munmap(conn, mapping_size());
@@ -134,7 +136,8 @@ int nbd_connection_need(struct nbd_connection *conn, size_t n)
     }
     int err = nbd_connection_flush(conn);
     while (!err && conn->rx_end - conn->rx_start < n) {
-        ssize_t got = receive_some(conn, conn->rx + conn->rx_end, sizeof(conn->rx) - conn->rx_end);
+        size_t most = conn->frugal ? n - (conn->rx_end - conn->rx_start) : sizeof(conn->rx) - conn->rx_end;
+        ssize_t got = receive_some(conn, conn->rx + conn->rx_end, most);
         if (got < 0) {
             err = (int)got;
         } else {

@@ -12,6 +12,10 @@
  * a buffer is full; then everything goes in one sendmsg.  So a lone request is
  * answered at once, and requests that came together are answered together.
  *
+ * A large payload that goes into a file goes there through a pipe (nbd_pipe.c): spliced, it is copied
+ * once instead of twice.  Of what follows it no more than a header is then received ahead, since
+ * what is in rx has been copied already.
+ *
  * nbd_server.c owns threads and the listener, nbd_handshake.c negotiates,
  * nbd_transmission.c serves requests, nbd_structured.c writes structured replies.
  * All functions return 0 or a negative errno, after which the connection is to be closed.
@@ -56,6 +60,9 @@ struct nbd_connection {
     uint32_t meta_length;
     char meta_name[NBD_MAX_STRING];
     uint64_t deadline_us; /* of the handshake; 0: none */
+    int pipe[2];     /* of nbd_pipe.c; -1: none yet */
+    bool no_pipe;    /* ... and there will be none */
+    bool frugal;     /* receive no more than is needed: the next payload goes through the pipe, too */
     struct bounce pack;
     struct unpacker *unpacker;
     size_t rx_start, rx_end;
@@ -139,6 +146,19 @@ struct nbd_command {
 
 /** nbd_validate() - all that must be true of a request before it is run. Return: 0 or -errno for the client. */
 int nbd_validate(const struct nbd_connection *conn, const struct nbd_command *command);
+
+/** nbd_pipe_ready() - can a payload go through a pipe? Makes it if there is none yet. */
+bool nbd_pipe_ready(struct nbd_connection *conn);
+
+/**
+ * nbd_pipe_receive() - hand a WRITE's payload to the export's write_pipe in parts
+ * @status: how the export took it, 0 or -errno; what it did not take is dropped
+ * Return: 0, or -errno that ends the connection: then the payload did not arrive whole.
+ */
+int nbd_pipe_receive(struct nbd_connection *conn, const struct nbd_command *command, int *status);
+
+/** nbd_pipe_close() - with the connection */
+void nbd_pipe_close(struct nbd_connection *conn);
 
 /** nbd_pack_serve() - NBD_CMD_PACK; Return: 0, or -errno that ends the connection */
 int nbd_pack_serve(struct nbd_connection *conn, const struct nbd_command *command);

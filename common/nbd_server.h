@@ -45,6 +45,12 @@ struct nbd_export_ops {
      * command's.  Refused writes have their payload read and dropped by the server.
      */
     int (*write_begin)(struct nbd_export *export, uint64_t offset, uint32_t length, void **memory);
+    /*
+     * Take the next @length bytes of a payload out of @pipe, which has them, into @offset on (a
+     * splice(2) into a file, which saves a copy).  Called, for one part after the other, instead of
+     * filling memory when write_begin left *memory = NULL, which it may do if export->pipes.
+     */
+    int (*write_pipe)(struct nbd_export *export, uint64_t offset, uint32_t length, int pipe);
     int (*write_end)(struct nbd_export *export, uint64_t offset, uint32_t length, void *memory,
                      bool complete);
     int (*trim)(struct nbd_export *export, uint64_t offset, uint32_t length);
@@ -61,6 +67,7 @@ struct nbd_export {
     const struct nbd_export_ops *ops;
     uint64_t size;
     bool read_only;
+    bool pipes; /* the server's, during write_begin: the payload may go through write_pipe */
     void *opaque; /* of the exporter */
 };
 
@@ -87,6 +94,12 @@ int nbd_server_start(struct nbd_server **server, int listener,
 
 /** nbd_server_stop() - close the listener and every connection, wait for the threads, free */
 void nbd_server_stop(struct nbd_server *server);
+
+/**
+ * nbd_pipe_splice() - for write_pipe: @length bytes, which @from has, into @file at @offset
+ * Return: 0 or -errno (some of them may then be there); any thread.
+ */
+int nbd_pipe_splice(int from, int file, uint64_t offset, uint32_t length);
 
 /** nbd_server_connections() - how many there are now; any thread */
 unsigned nbd_server_connections(struct nbd_server *server);

@@ -100,15 +100,19 @@ static int serve_write(struct nbd_connection *conn, const struct nbd_command *co
     }
     int status = nbd_validate(conn, command);
     if (!status) {
+        export->pipes = command->length > NBD_SMALL_PAYLOAD && nbd_pipe_ready(conn);
         status = export->ops->write_begin(export, command->offset, command->length, &memory);
+        export->pipes = false; /* what comes packed goes into memory */
     }
     if (status) {
         int err = nbd_connection_drop(conn, command->length);
         return err ? err : nbd_reply_status(conn, command, status);
     }
-    int err = nbd_connection_receive(conn, memory, command->length);
-    status = export->ops->write_end(export, command->offset, command->length, memory, err == 0);
-    return err ? err : nbd_reply_status(conn, command, status);
+    int err = memory ? nbd_connection_receive(conn, memory, command->length)
+                     : nbd_pipe_receive(conn, command, &status);
+    conn->frugal = !memory;
+    int end = export->ops->write_end(export, command->offset, command->length, memory, err == 0 && status == 0);
+    return err ? err : nbd_reply_status(conn, command, status ? status : end);
 }
 
 /* TRIM and WRITE_ZEROES may be longer than an export's operations: cut them. */

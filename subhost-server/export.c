@@ -95,7 +95,7 @@ static int export_write_begin(struct nbd_export *export, uint64_t offset, uint32
     int err = is_late(export) ? -EPERM
                               : region_write_begin(client->region, offset, length, true, memory);
 
-    if (!err && !*memory) {
+    if (!err && !*memory && !export->pipes) {
         *memory = bounce_get(&client->bounce, length);
         if (!*memory) {
             region_write_end(client->region, offset, length, false);
@@ -105,6 +105,11 @@ static int export_write_begin(struct nbd_export *export, uint64_t offset, uint32
     return outcome(export, err);
 }
 
+static int export_write_pipe(struct nbd_export *export, uint64_t offset, uint32_t length, int pipe)
+{
+    return outcome(export, region_fill_pipe(region_of(export), offset, length, pipe));
+}
+
 static int export_write_end(struct nbd_export *export, uint64_t offset, uint32_t length,
                             void *memory, bool complete)
 {
@@ -112,7 +117,7 @@ static int export_write_end(struct nbd_export *export, uint64_t offset, uint32_t
     struct store_stats *stats = &client->store->stats;
     int err = 0;
 
-    if (memory == client->bounce.memory && complete) {
+    if (memory && memory == client->bounce.memory && complete) {
         err = region_fill(client->region, offset, length, memory);
     }
     int end = region_write_end(client->region, offset, length, complete && !err);
@@ -196,6 +201,7 @@ static const struct nbd_export_ops export_ops = {
     .read_begin = export_read_begin,
     .read_end = export_read_end,
     .write_begin = export_write_begin,
+    .write_pipe = export_write_pipe,
     .write_end = export_write_end,
     .trim = export_trim,
     .write_zeroes = export_write_zeroes,
@@ -208,6 +214,7 @@ static const struct nbd_export_ops strict_ops = {
     .read_begin = strict_read_begin,
     .read_end = export_read_end,
     .write_begin = export_write_begin,
+    .write_pipe = export_write_pipe,
     .write_end = export_write_end,
     .trim = export_trim,
     .write_zeroes = export_write_zeroes,

@@ -50,6 +50,7 @@
 #include <unistd.h>
 
 #include "common/nbd.h"
+#include "common/nbd_server.h"
 #include "common/racy.h"
 #include "common/units.h"
 #include "subhost-server/chunk.h"
@@ -344,6 +345,17 @@ int region_fill(struct region *region, uint64_t offset, uint32_t length, const v
         from += n;
         offset += (uint64_t)n;
         length -= (uint32_t)n;
+    }
+    return 0;
+}
+
+int region_fill_pipe(struct region *region, uint64_t offset, uint32_t length, int pipe)
+{
+    int err = nbd_pipe_splice(pipe, region->fd, offset, length);
+
+    if (err) {
+        log_error("no memory for a region's pages although the quota has room: %s", strerror(-err));
+        return -ENOSPC;
     }
     return 0;
 }

@@ -127,6 +127,8 @@ int region_write_begin(struct region *region, uint64_t offset, uint32_t length, 
 
 /** region_fill() - between begin and end: write whole pages without clearing them first; 0 or -errno */
 int region_fill(struct region *region, uint64_t offset, uint32_t length, const void *bytes);
+/** region_fill_pipe() - as region_fill(), with what waits in @pipe, and perhaps a part of it */
+int region_fill_pipe(struct region *region, uint64_t offset, uint32_t length, int pipe);
 
 /** region_write_end() - @complete: the pages exist now; otherwise fresh ones are taken back */
 int region_write_end(struct region *region, uint64_t offset, uint32_t length, bool complete);

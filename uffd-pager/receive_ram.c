@@ -83,6 +83,22 @@ static void held_drop(struct receive *receive, uint64_t first, uint64_t count)
 
 /* ---- write ---- */
 
+/* Pages may change until the commit.  ram_leave() follows if it is not over. */
+static int ram_enter(struct receive *receive)
+{
+    pthread_rwlock_rdlock(&receive->gate);
+    if (receive->committed) {
+        pthread_rwlock_unlock(&receive->gate);
+        return -EPERM;
+    }
+    return 0;
+}
+
+static void ram_leave(struct receive *receive)
+{
+    pthread_rwlock_unlock(&receive->gate);
+}
+
 static int ram_write_begin(struct nbd_export *export, uint64_t offset, uint32_t length,
                            void **memory)
 {
@@ -91,8 +107,37 @@ static int ram_write_begin(struct nbd_export *export, uint64_t offset, uint32_t 
     if (ram_has_gap(client->receive, offset, length)) {
         return -EINVAL;
     }
+    if (export->pipes) {
+        *memory = NULL;
+        int err = ram_enter(client->receive);
+        if (!err) {
+            err = held_take(client->receive, offset / PAGE_BYTES, (offset + length - 1) / PAGE_BYTES);
+            ram_leave(client->receive);
+        }
+        return err;
+    }
     *memory = bounce_get(&client->bounce, length);
     return *memory ? 0 : -ENOMEM;
+}
+
+/* A part of a payload whose pages are held: the gate is not kept while the rest is waited for. */
+static int ram_write_pipe(struct nbd_export *export, uint64_t flat, uint32_t length, int pipe)
+{
+    struct receive *receive = ((struct receive_client *)export->opaque)->receive;
+    const struct layout_block *block;
+    int err = ram_enter(receive);
+
+    if (err) {
+        return err;
+    }
+    while (length && !err) {
+        uint32_t part = (uint32_t)ram_part(receive, flat, length, &block);
+        err = nbd_pipe_splice(pipe, block->fd, (uint64_t)layout_file(block, flat), part);
+        flat += part;
+        length -= part;
+    }
+    ram_leave(receive);
+    return err;
 }
 
 static int ram_pwrite(const struct receive *receive, const uint8_t *bytes, uint64_t flat,
@@ -118,15 +163,16 @@ static int ram_pwrite(const struct receive *receive, const uint8_t *bytes, uint6
 
 static int ram_store(struct receive *receive, const uint8_t *bytes, uint64_t flat, uint64_t length)
 {
-    pthread_rwlock_rdlock(&receive->gate);
-    int err = receive->committed ? -EPERM : 0;
-    if (!err) {
-        err = held_take(receive, flat / PAGE_BYTES, (flat + length - 1) / PAGE_BYTES);
+    int err = ram_enter(receive);
+
+    if (err) {
+        return err;
     }
+    err = held_take(receive, flat / PAGE_BYTES, (flat + length - 1) / PAGE_BYTES);
     if (!err) {
         err = ram_pwrite(receive, bytes, flat, length);
     }
-    pthread_rwlock_unlock(&receive->gate);
+    ram_leave(receive);
     return err;
 }
 
@@ -134,7 +180,11 @@ static int ram_write_end(struct nbd_export *export, uint64_t offset, uint32_t le
                          bool complete)
 {
     struct receive_client *client = export->opaque;
-    int err = complete ? ram_store(client->receive, memory, offset, length) : -EIO;
+    int err = complete ? 0 : -EIO;
+
+    if (complete && memory) {
+        err = ram_store(client->receive, memory, offset, length);
+    }
 
     if (!err) {
         atomic_fetch_add(&client->receive->bytes, length);
@@ -186,9 +236,11 @@ static int ram_clear(struct nbd_export *export, uint64_t offset, uint32_t length
     uint64_t first = (offset + PAGE_BYTES - 1) / PAGE_BYTES;
     uint64_t last = end / PAGE_BYTES; /* exclusive */
 
-    pthread_rwlock_rdlock(&receive->gate);
-    int err = receive->committed ? -EPERM : 0;
-    if (!err && first < last) {
+    int err = ram_enter(receive);
+    if (err) {
+        return err;
+    }
+    if (first < last) {
         err = receive_ram_drop(receive, first, last - first);
     }
     if (!err && partial && first > last) { /* within one page */
@@ -199,7 +251,7 @@ static int ram_clear(struct nbd_export *export, uint64_t offset, uint32_t length
             err = ram_zero_part(receive, last * PAGE_BYTES, end);
         }
     }
-    pthread_rwlock_unlock(&receive->gate);
+    ram_leave(receive);
     return err;
 }
 
@@ -330,6 +382,7 @@ const struct nbd_export_ops receive_ram_ops = {
     .read_begin = ram_read_begin,
     .read_end = ram_read_end,
     .write_begin = ram_write_begin,
+    .write_pipe = ram_write_pipe,
     .write_end = ram_write_end,
     .trim = ram_trim,
     .write_zeroes = ram_write_zeroes,
