@@ -26,20 +26,25 @@ STOCK = {"precopy": 0, "multifd-2": 2, "multifd-2-zlib": 2, "multifd-4": 4, "mul
 
 
 def cpu_seconds(cluster):
-    """CPU time of all that runs for the cluster; a mover counts with its worker, which waits for it."""
-    ticks = 0
+    """CPU time of all that runs for the cluster: who has its folder in the command line, and who they have started."""
+    parents, ticks, counted = {}, {}, set()
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
             with open("/proc/%s/cmdline" % pid, "rb") as file:
-                if cluster.dir.encode() not in file.read():
-                    continue
+                if cluster.dir.encode() in file.read():
+                    counted.add(int(pid))
             with open("/proc/%s/stat" % pid) as file:
                 fields = file.read().rsplit(")", 1)[1].split()
         except OSError:
             continue
-        ticks += sum(int(field) for field in fields[11:15])
+        parents[int(pid)] = int(fields[1])
+        ticks[int(pid)] = sum(int(field) for field in fields[11:15])
+
+    def is_ours(pid):
+        return pid in counted or pid in parents and is_ours(parents[pid])
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return ticks / TICK + children.ru_utime + children.ru_stime
+    return (sum(ticks[pid] for pid in ticks if is_ours(pid)) / TICK +
+            children.ru_utime + children.ru_stime)
 
 
 def have_memory(size):

@@ -41,6 +41,7 @@ struct region {
     atomic_uint clients;
     atomic_bool dead;
     atomic_uint epoch;
+    pthread_mutex_t fill_lock; /* for large writes: whoever waited for the file's own lock would spin */
     pthread_mutex_t pull_lock; /* held by a copy that fills it from another sub-host */
     _Atomic uint64_t serial;   /* copies of an earlier serial than this are over */
     atomic_bool lent_trimmed; /* since region_lent_trimmed() was asked */

@@ -351,7 +351,9 @@ int region_fill(struct region *region, uint64_t offset, uint32_t length, const v
 
 int region_fill_pipe(struct region *region, uint64_t offset, uint32_t length, int pipe)
 {
+    pthread_mutex_lock(&region->fill_lock);
     int err = nbd_pipe_splice(pipe, region->fd, offset, length);
+    pthread_mutex_unlock(&region->fill_lock);
 
     if (err) {
         log_error("no memory for a region's pages although the quota has room: %s", strerror(-err));

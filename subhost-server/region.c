@@ -105,6 +105,7 @@ static int make(struct region **result, struct quota *quota, uint64_t size, uint
     region->size = size;
     region->n_chunks = (size + CHUNK_BYTES - 1) / CHUNK_BYTES;
     atomic_init(&region->references, 1);
+    pthread_mutex_init(&region->fill_lock, NULL);
     pthread_mutex_init(&region->pull_lock, NULL);
     for (int i = 0; i < N_LOCKS; i++) {
         pthread_mutex_init(&region->locks[i], NULL);
@@ -193,6 +194,7 @@ void region_unref(struct region *region)
     for (int i = 0; i < N_LOCKS; i++) {
         pthread_mutex_destroy(&region->locks[i]);
     }
+    pthread_mutex_destroy(&region->fill_lock);
     pthread_mutex_destroy(&region->pull_lock);
     free(region);
 }

@@ -88,6 +88,7 @@ static int receive_open(void *opaque, const char *name, size_t length, struct nb
 static void receive_free(struct receive *receive)
 {
     pthread_mutex_destroy(&receive->lock);
+    pthread_mutex_destroy(&receive->write_lock);
     pthread_mutex_destroy(&receive->count_lock);
     pthread_mutex_destroy(&receive->commit_lock);
     pthread_rwlock_destroy(&receive->gate);
@@ -108,6 +109,7 @@ static struct receive *receive_new(const struct receive_config *config)
     }
     receive->config = *config;
     pthread_mutex_init(&receive->lock, NULL);
+    pthread_mutex_init(&receive->write_lock, NULL);
     pthread_mutex_init(&receive->count_lock, NULL);
     pthread_mutex_init(&receive->commit_lock, NULL);
     pthread_rwlock_init(&receive->gate, NULL);

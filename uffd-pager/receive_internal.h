@@ -16,7 +16,7 @@
  * `gate` is held for reading while a memfd changes and for writing during the
  * commit: after it the guest runs, and nothing that comes late may touch its memory.
  *
- * Locks, in this order: lock, commit_lock, gate, count_lock.
+ * Locks, in this order: lock, commit_lock, gate, write_lock, count_lock.
  */
 #ifndef UFFD_PAGER_RECEIVE_INTERNAL_H
 #define UFFD_PAGER_RECEIVE_INTERNAL_H
@@ -52,6 +52,7 @@ struct receive {
     pthread_rwlock_t gate;
     bool committed;
 
+    pthread_mutex_t write_lock; /* for large writes: whoever waited for the memfd's own lock would spin */
     pthread_mutex_t count_lock;
     uint64_t *held; /* bits: pages written here */
     uint64_t held_pages;

@@ -130,12 +130,14 @@ static int ram_write_pipe(struct nbd_export *export, uint64_t flat, uint32_t len
     if (err) {
         return err;
     }
+    pthread_mutex_lock(&receive->write_lock);
     while (length && !err) {
         uint32_t part = (uint32_t)ram_part(receive, flat, length, &block);
         err = nbd_pipe_splice(pipe, block->fd, (uint64_t)layout_file(block, flat), part);
         flat += part;
         length -= part;
     }
+    pthread_mutex_unlock(&receive->write_lock);
     ram_leave(receive);
     return err;
 }
