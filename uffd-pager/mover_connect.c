@@ -5,6 +5,7 @@
  * "Connecting" in mover_internal.h says why the main host's come later.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdio.h>
 #include <unistd.h>
@@ -81,6 +82,10 @@ static int connect_export(struct mover_stream *stream, int timeout_ms)
                   : nbd_client_connect(&stream->client, &target->endpoint, target->export_name,
                                        timeout_ms, &reason);
     connect_set(stream, false, err == 0);
+    if (!err) {
+        int fd = stream->client.channel.fd;
+        stream->by_file = !stream->client.channel.tls && fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK) == 0;
+    }
     if (err) {
         stream->client.channel = CHANNEL_NONE;
     } else if (stream->client.size < mover->layout.flat_size) {

@@ -69,6 +69,7 @@
 #define MOVER_NO_CHUNK UINT32_MAX
 
 #define STREAM_IOVS 1024                /* IOV_MAX */
+#define STREAM_FILE_PAGES 16u           /* from so many on a payload goes by sendfile */
 #define STREAM_SLOTS 1024               /* requests in flight */
 #define STREAM_BATCH_BYTES (1u << 20)   /* payload of one sendmsg */
 #define STREAM_WINDOW_BYTES (8u << 20)  /* payload in flight */
@@ -109,6 +110,9 @@ struct mover_stream {
     size_t packs_used;
     struct iovec iov[STREAM_IOVS];
     unsigned n_iov;
+    bool by_file;      /* its socket takes sendfile(2); it does not block then */
+    int file;          /* -1, or the memfd of the last iovec's bytes, which are sent from there */
+    off_t file_offset;
     uint64_t batch_bytes;
     uint8_t rx[4096];
     size_t rx_used;

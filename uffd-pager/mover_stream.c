@@ -4,7 +4,10 @@
  *
  * Requests are gathered into a batch, headers and payloads as iovecs, and go
  * out in one sendmsg.  Payloads are sent from the guest's memory as it is then;
- * what the guest writes later it also reports dirty.  Replies are read whenever
+ * what the guest writes later it also reports dirty.  A long run is the end of its batch and goes by
+ * sendfile(2), without being copied: the socket has references to the guest's pages until the peer has
+ * them, so what arrives is what they held at some time since they were handed over, which is as good
+ * (and the reply comes after the bytes, so a later round's cannot come before).  Replies are read whenever
  * sending would block, so a peer that sends before it reads cannot lock us up.  With RDMA the channel
  * makes one-sided WRITEs of them (common/nbd_rdma.h).
  */
@@ -13,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -32,6 +36,7 @@ struct mover_stream *mover_stream_new(struct mover *mover, struct mover_target *
     stream->mover = mover;
     stream->target = target;
     stream->client.channel = CHANNEL_NONE;
+    stream->file = -1;
     stream->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     stream->slots = calloc(STREAM_SLOTS, sizeof(*stream->slots));
     if (stream->wake < 0 || !stream->slots) {
@@ -193,6 +198,25 @@ static struct iovec *stream_advance(struct iovec *iov, unsigned *count, size_t n
     return iov;
 }
 
+/* Send a part of iov[0..count). Return: bytes or -errno. */
+static ssize_t stream_send(struct mover_stream *stream, struct iovec *iov, unsigned count)
+{
+    if (stream->file >= 0 && count == 1) {
+        ssize_t sent = sendfile(stream->client.channel.fd, stream->file, &stream->file_offset, iov->iov_len);
+        if (sent > 0 || (sent < 0 && (errno == EAGAIN || errno == EINTR))) {
+            return sent < 0 ? -errno : sent;
+        }
+        /* Whatever is wrong, with this file or with the connection: sending it from memory tells. */
+        stream->file = -1;
+        stream->by_file = false;
+    }
+    unsigned now = stream->file >= 0 ? count - 1 : count;
+    racy_begin();
+    ssize_t n = channel_sendv(&stream->client.channel, iov, now, MSG_DONTWAIT | (now < count ? MSG_MORE : 0));
+    racy_end();
+    return n;
+}
+
 int mover_stream_flush(struct mover_stream *stream)
 {
     struct iovec *iov = stream->iov;
@@ -200,9 +224,7 @@ int mover_stream_flush(struct mover_stream *stream)
 
     int err = stream_pace(stream, stream->batch_bytes);
     while (count && !err) {
-        racy_begin();
-        ssize_t n = channel_sendv(&stream->client.channel, iov, count, MSG_DONTWAIT);
-        racy_end();
+        ssize_t n = stream_send(stream, iov, count);
         if (n >= 0) {
             atomic_fetch_add(&stream->mover->totals->wire_bytes, (uint64_t)n);
             iov = stream_advance(iov, &count, (size_t)n);
@@ -213,6 +235,7 @@ int mover_stream_flush(struct mover_stream *stream)
         }
     }
     stream->n_iov = 0;
+    stream->file = -1;
     stream->batch_bytes = 0;
     stream->packs_used = 0;
     return err;
@@ -274,6 +297,11 @@ static uint16_t stream_payload(struct mover_stream *stream, const struct mover_s
     }
     if (!packed) {
         *iov = (struct iovec){(void *)(uintptr_t)memory, length};
+        if (stream->by_file && slot->count >= STREAM_FILE_PAGES) {
+            const struct layout_block *block = layout_by_flat(&stream->mover->layout, slot->first * PAGE_BYTES);
+            stream->file = block->fd;
+            stream->file_offset = layout_file(block, slot->first * PAGE_BYTES);
+        }
     }
     return packed ? NBD_CMD_PACK : NBD_CMD_WRITE;
 }
@@ -309,7 +337,7 @@ int mover_stream_put(struct mover_stream *stream, uint16_t type, uint64_t first,
     stream->n_busy++;
     stream->in_flight += slot->wire;
     stream->batch_bytes += sizeof(slot->header) + slot->wire;
-    return 0;
+    return stream->file >= 0 ? mover_stream_flush(stream) : 0;
 }
 
 int mover_stream_wait(struct mover_stream *stream)
