@@ -57,8 +57,8 @@ static int write_end(struct nbd_export *export, uint64_t offset, uint32_t length
 {
     struct served *served = export->opaque;
 
-    if (complete && memory) {
-        memcpy(served->memory + offset, memory, length);
+    if (complete && memory && pwrite(served->fd, memory, length, (off_t)offset) != (ssize_t)length) {
+        return -EIO;
     }
     atomic_fetch_add(complete ? &served->complete : &served->broken, 1);
     return 0;
