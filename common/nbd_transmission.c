@@ -110,7 +110,7 @@ static int serve_write(struct nbd_connection *conn, const struct nbd_command *co
     }
     int err = memory ? nbd_connection_receive(conn, memory, command->length)
                      : nbd_pipe_receive(conn, command, &status);
-    conn->frugal = !memory;
+    conn->frugal = !memory; /* until the next request */
     int end = export->ops->write_end(export, command->offset, command->length, memory, err == 0 && status == 0);
     return err ? err : nbd_reply_status(conn, command, status ? status : end);
 }
@@ -137,6 +137,7 @@ static int serve_clearing(struct nbd_connection *conn, const struct nbd_command 
 
 static int serve(struct nbd_connection *conn, const struct nbd_command *command)
 {
+    conn->frugal = false;
     if (command->type == NBD_CMD_WRITE) {
         return serve_write(conn, command);
     }
