@@ -133,7 +133,10 @@ class Move:
         self.destination.qmp("migrate-incoming", uri="tcp:127.0.0.1:0")
         port = self.destination.qmp("query-migrate")["socket-address"][0]["port"]
         self.source.qmp("migrate", uri="tcp:127.0.0.1:%s" % port)
-        return wait_migrated(self.source)
+        info = wait_migrated(self.source)
+        # What is typed on its console before it has loaded its devices is lost.
+        wait_until("the destination has loaded its state", 60, lambda: self.destination.status() != "inmigrate")
+        return info
 
 
 def text_bytes(length):
