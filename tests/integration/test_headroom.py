@@ -155,13 +155,16 @@ def test_hog_with_a_replica():
 
 def test_nowhere_else():
     # What the other one cannot take comes back to the main host while there is room, and no further.
-    with guest(2, limit=44 * MIB, budget="36M", low="28M", high="32M") as (play, hosts, controls, group):
+    limit = 44 * MIB
+    with guest(2, limit=limit, budget="36M", low="28M", high="32M") as (play, hosts, controls, group):
         play("go")
         group.eat(GROUP - 64 * MIB)
         hosts[0].wait_log("memory is not given back: no other sub-host of the guest has room", 30)
         stats = play.check()
         assert stats["errors"] == 0 and stats["lost"] == 0, stats
-        assert stats["engine"]["slabs_given_back"] and stored(controls[0]), "what could go has gone: %s" % stats
+        # Page-out may have filled the other one before a slab moved there.
+        gone = stats["engine"]["slabs_given_back"] or stored(controls[1]) > limit - 2 * SLAB
+        assert gone and stored(controls[0]), "what could go has gone: %s, %s" % (stats, stored(controls[1]))
 
 
 if __name__ == "__main__":
