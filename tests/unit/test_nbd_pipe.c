@@ -22,7 +22,7 @@
 #include "common/units.h"
 
 #define SIZE (4u << 20)
-#define REFUSED (3u << 20) /* from here on write_pipe says ENOSPC */
+#define REFUSED (3u << 20) /* beyond it write_pipe says ENOSPC */
 
 struct served {
     struct nbd_server *server;
@@ -50,7 +50,7 @@ static int write_pipe(struct nbd_export *export, uint64_t offset, uint32_t lengt
     struct served *served = export->opaque;
 
     atomic_fetch_add(&served->pipes, 1);
-    return offset >= REFUSED ? -ENOSPC : nbd_pipe_splice(pipe, served->fd, offset, length);
+    return offset + length > REFUSED ? -ENOSPC : nbd_pipe_splice(pipe, served->fd, offset, length);
 }
 
 static int write_end(struct nbd_export *export, uint64_t offset, uint32_t length, void *memory, bool complete)
