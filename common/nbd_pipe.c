@@ -9,9 +9,9 @@
  * allocated by a system call, which can fail, and not by page faults.
  *
  * What the pipe holds is handed on as whole pages, because a page that is filled in two steps is
- * looked up, and in part cleared, twice; what is left of one waits for the rest.  The pipe has as many slots as it has,
+ * looked up, and in part cleared, twice; what is left of one waits for the rest.  A pipe has few slots,
  * and a peer that sends single bytes fills them: so while something waits there, nothing waits for
- * room in the pipe (SPLICE_F_NONBLOCK), and all of it is handed on if no more fits or comes.
+ * room in the pipe (SPLICE_F_NONBLOCK), and all of it is handed on if no more fits.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -101,7 +101,7 @@ static int transit_fill(struct nbd_connection *conn, struct transit *transit)
         buffered = buffered < transit->ahead ? buffered : transit->ahead;
         buffered = buffered < PIPE_LEAST_BYTES ? buffered : PIPE_LEAST_BYTES;
         n = write(conn->pipe[1], conn->rx + conn->rx_start, buffered);
-        conn->rx_start += n > 0 ? (size_t)n : 0;
+        nbd_connection_take(conn, n > 0 ? (size_t)n : 0);
     } else {
         n = transit_splice(conn, transit);
     }
