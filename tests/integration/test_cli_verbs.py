@@ -159,5 +159,32 @@ def test_abort():
         run("abort", name, status=1)
 
 
+class OverBudget(FakePager):
+    """A pager that lets the guest over its budget as soon as one is set; @leaves bytes leave all the same with each look."""
+
+    def __init__(self, world, leaves):
+        self.leaves = leaves
+        super().__init__(world, "over")
+        self.state = "split"
+
+    def verb_set_budget(self, sock, arguments):
+        self._guest(arguments)
+        self.event("OVER_BUDGET", uuid=UUID, reason="nothing leaves")
+
+    def verb_query_guest(self, sock, arguments):
+        self.present -= self.leaves
+        return super().verb_query_guest(sock, arguments)
+
+
+def test_over_budget():
+    with World() as world:
+        address = UUID + "?pager=unix:"
+        out, _ = run("setbudget", address + OverBudget(world, 100 * MIB).path, "256 MiB")
+        assert re.match(r"Budget is 256 MiB, reached after .* resident", out), out
+    with World() as world:
+        _, err = run("setbudget", address + OverBudget(world, 0).path, "256 MiB", status=1)
+        assert err == "error: the guest goes over its budget of 256 MiB: nothing leaves\n", err
+
+
 if __name__ == "__main__":
     main(globals())
