@@ -368,9 +368,10 @@ static void link_connect(struct link_host *host, struct link *link, struct reaso
         }
         /*
          * One that does not answer now may have been silent since page-out's link broke.  If it has
-         * answered since, it may be slow for once: it is tried again before it is told of.
+         * answered since, it may be slow for once: it is tried again before it is told of.  Where reading
+         * is down as well, a link for WRITEs says nothing of the time before.
          */
-        uint64_t since = answers == 0 ? atomic_load(&host->write_trouble_us) : began;
+        uint64_t since = answers == 0 ? atomic_load(&host->write_trouble_us) : strict ? began : now;
         link_trouble(host, since > host->answered_us ? since : now);
     }
     if (!link_still_there(host, link)) {
