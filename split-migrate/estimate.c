@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
  * The rounds of a move, gone through as pace.h has them: each sends what was written during the one
- * before, and the last is the one that fits the downtime.  The guest is taken to write anywhere,
- * so that in a longer time it comes to the same pages again.
+ * before.  QEMU switches over as soon as what is left of a round and what was written since it began fit,
+ * which may be in the midst of it.  The guest is taken to write anywhere, so that in a longer time it comes
+ * to the same pages again.
  */
 #include "split-migrate/estimate.h"
 
@@ -13,32 +14,66 @@
 #define ESTIMATE_FIXED_MS 60.0  /* setting up, and the hand-over */
 #define ESTIMATE_SWITCH_MS 15.0 /* of that, while the guest stands still: map, device state, start */
 #define ESTIMATE_ROUNDS 30
+#define ESTIMATE_STEPS 100 /* of a round */
+
+/* How a move goes: times in ms, memory in bytes. */
+struct rounds {
+    double per_ms; /* what the link takes */
+    double memory;
+    double written; /* of it in a second */
+    struct pace pace;
+};
+
+static double rounds_dirtied(const struct rounds *rounds, double ms)
+{
+    return rounds->memory > 0
+               ? rounds->memory * (1 - pow(1 - rounds->written / rounds->memory, ms / 1000))
+               : 0;
+}
+
+/* A round that begins at @total and sends @send. Return: what is left when QEMU switches over in it, -1: it does not. */
+static double rounds_go(struct rounds *rounds, unsigned round, double send, double *total)
+{
+    double began = *total;
+    double took = send / rounds->per_ms;
+
+    for (unsigned i = 1; i <= ESTIMATE_STEPS; i++) {
+        double part = (double)i / ESTIMATE_STEPS;
+        double left = send * (1 - part) + rounds_dirtied(rounds, took * part);
+        *total = began + took * part;
+        pace_step(&rounds->pace, i < ESTIMATE_STEPS ? round : round + 1, 0, 0,
+                  (uint64_t)(*total * 1000));
+        if (left <= rounds->per_ms * (double)rounds->pace.downtime_ms / (round > 1 ? PACE_CAUTION : 1)) {
+            return left;
+        }
+    }
+    return -1;
+}
 
 void estimate_make(struct estimate *estimate, uint64_t present, uint64_t downtime_ms)
 {
-    double per_ms = (double)estimate->bandwidth / 1000;
-    double memory = (double)present;
-    double written = (double)estimate->dirty_rate < memory * 0.99 ? (double)estimate->dirty_rate
-                                                                   : memory * 0.99;
-    double send = memory;
+    struct rounds rounds = {.per_ms = (double)estimate->bandwidth / 1000,
+                            .memory = (double)present,
+                            .written = (double)estimate->dirty_rate};
+    double send = rounds.memory;
     double total = ESTIMATE_FIXED_MS;
-    struct pace pace;
 
     estimate->ends = false;
     if (!estimate->bandwidth) {
         return;
     }
-    pace_begin(&pace, downtime_ms);
+    rounds.written = rounds.written < rounds.memory * 0.99 ? rounds.written : rounds.memory * 0.99;
+    pace_begin(&rounds.pace, downtime_ms);
+    pace_step(&rounds.pace, 1, 0, 0, (uint64_t)(total * 1000));
     for (unsigned round = 1; round <= ESTIMATE_ROUNDS; round++) {
-        double took = send / per_ms;
-        total += took;
-        send = memory > 0 ? memory * (1 - pow(1 - written / memory, took / 1000)) : 0;
-        pace_step(&pace, round, 0, 0, (uint64_t)(total * 1000));
-        if (send <= per_ms * (double)pace.downtime_ms) {
+        double began = total;
+        double left = rounds_go(&rounds, round, send, &total);
+        if (left >= 0) {
             estimate->ends = true;
-            estimate->total_ms = (uint64_t)(total + send / per_ms);
-            estimate->downtime_ms = (uint64_t)(ESTIMATE_SWITCH_MS + send / per_ms);
+            estimate->total_ms = (uint64_t)(total + left / rounds.per_ms);
+            estimate->downtime_ms = (uint64_t)(ESTIMATE_SWITCH_MS + left / rounds.per_ms);
             return;
         }
+        send = rounds_dirtied(&rounds, total - began);
     }
 }
