@@ -6,10 +6,11 @@
 random     a stopped guest with 2 GiB of random bytes: total time and CPU, against pre-copy,
            multifd 2, 4 and 8, and the floor (bench/mover_floor.c)
 sparse     a 4 GiB guest that uses some 190 MiB
-writing    a guest that rewrites pages at 10, 30 and 60 % of a 400 MiB/s link: total time, MiB sent;
-           and what `plan` expected of them, against what happened
-shaped     a stopped guest with 512 MiB of text or of random bytes over 1 and 10 Gbit/s (tbf on the
-           loopback of a network namespace): plain and adaptive, against multifd 2 plain and zlib
+writing    a guest that rewrites pages at 10, 30 and 60 % of a link of 400 MiB/s (tbf on the loopback
+           of a network namespace): total time, MiB sent; and what `plan`, told of the link,
+           expected of them, against what happened
+shaped     a stopped guest with 512 MiB of text or of random bytes over 1 and 10 Gbit/s, shaped in
+           the same way: plain and adaptive, against multifd 2 plain and zlib
 downtime   20 moves of a running 512 MiB guest, ours and pre-copy with its default limit: p50 and max
 
 The ways take turns, and another one begins each time, because the machine drifts; medians are
@@ -71,11 +72,11 @@ def median(results, way, what):
     return statistics.median(result[what] for result in results[way])
 
 
-def moved(way, ram, budget, lend, prepare, bandwidth=UNLIMITED, **guest):
+def moved(way, ram, budget, lend, prepare, link=None, **guest):
     with Cluster() as cluster:
         move = Move(cluster, way, ram, budget, lend, prepare, **guest)
-        planned = move.plan(bandwidth) if way == "ours" and bandwidth < UNLIMITED else None
-        result = move.run(bandwidth)
+        planned = move.plan(link) if way == "ours" and link else None
+        result = move.run()
         result["planned"] = planned
         if guest.get("kernel", True):
             move.destination.expect_sweep()
@@ -120,6 +121,8 @@ def part_sparse():
 def part_writing():
     def ready(guest):
         guest.wait_log("memguest: ready", 120)
+    private_network()
+    shape_network(LINK)
     for percent in (10, 30, 60):
         rate = LINK // PAGE * percent // 100
         print("a guest that rewrites %d MiB/s, link %d MiB/s" % (rate * PAGE // MIB, LINK // MIB))
@@ -130,6 +133,7 @@ def part_writing():
             best = min(median(results, way, what) for way in ("precopy", "multifd-2"))
             against("writing-%d%%-%s" % (percent, what), median(results, "ours", what), best, unit, 1.0)
         planned("writing-%d%%" % percent, results["ours"])
+    unshape_network()
 
 
 def part_downtime():
@@ -154,7 +158,7 @@ def part_shaped():
     private_network()
     for gbit in (1, 10):
         for kind in ("text", "random"):
-            shape_network(gbit)
+            shape_network(gbit * 10**9 // 8)
             print("%d Gbit/s, %d MiB of %s" % (gbit, fill // MIB, kind))
             ways = ["ours", "ours-adaptive", "multifd-2", "multifd-2-zlib"]
             results = turns(ways, RUNS, lambda way: moved(
@@ -165,6 +169,7 @@ def part_shaped():
             against(name + "-vs-best-of-multifd", median(results, "ours-adaptive", "total"), best, "ms", 1.0)
             against(name + "-adaptive-vs-plain", median(results, "ours-adaptive", "total"),
                     median(results, "ours", "total"), "ms", 1.05)
+    unshape_network()
 
 
 def show():

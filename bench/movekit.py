@@ -85,33 +85,31 @@ class Move:
         prepare(self.source)
         have_memory(ram)
 
-    def plan(self, bandwidth):
-        """What `split-migrate plan` expects of the move: total and downtime in ms."""
+    def plan(self, link):
+        """What `split-migrate plan` expects of the move over a link of so many bytes a second: total and downtime in ms."""
         self.source.wait_handed_over()
         self.destination.wait_handed_over()
         status, out, err = self.cluster.run("plan", "--json", "--policy", self.policy, "--bandwidth",
-                                            "%dKiB" % (bandwidth // 1024), self.source.uri(),
+                                            "%dKiB" % (link // 1024), self.source.uri(),
                                             self.destination.uri())
         estimate = json.loads(out)["estimate"] if status == 0 else {}
         if not estimate.get("ends"):
             raise Failure("plan sees no end of the move: %s%s" % (out, err))
         return {"total": estimate["total_time_ms"], "downtime": estimate["downtime_ms"]}
 
-    def run(self, bandwidth=UNLIMITED):
-        """@bandwidth: bytes a second at most.  Return: the measured move."""
+    def run(self):
+        """Return: the measured move."""
         own = self._guest_cpu_rate()
         before, began = cpu_seconds(self.cluster), time.monotonic()
         if self.way.startswith("ours"):
             more = ["--keep-source"]  # its CPU time is read afterwards
             if "-" in self.way:
                 more += ["--compress", self.way.split("-")[1]]
-            if bandwidth < UNLIMITED:
-                more += ["--bandwidth", "%dKiB" % (bandwidth // 1024)]
             info = self.cluster.migrate(self.source, self.destination, self.policy, *more)
             result = {"total": info["total_time_ms"], "downtime": info["downtime_ms"],
                       "sent": info["wire_bytes"] / MIB}
         else:
-            info = self._stock(STOCK[self.way], bandwidth)
+            info = self._stock(STOCK[self.way])
             result = {"total": info["total-time"], "downtime": info["downtime"],
                       "sent": info["ram"]["transferred"] / MIB}
         result["cpu"] = cpu_seconds(self.cluster) - before - own * (time.monotonic() - began)
@@ -123,12 +121,12 @@ class Move:
         time.sleep(SETTLED)
         return (cpu_seconds(self.cluster) - before) / (time.monotonic() - began)
 
-    def _stock(self, channels, bandwidth):
+    def _stock(self, channels):
         for guest in (self.source, self.destination):
             guest.qmp("migrate-set-capabilities",
                       capabilities=[{"capability": "multifd", "state": channels > 0}])
             guest.qmp("migrate-set-parameters", multifd_channels=max(channels, 1),
-                      max_bandwidth=bandwidth,
+                      max_bandwidth=UNLIMITED,
                       multifd_compression="zlib" if self.way.endswith("zlib") else "none")
         self.destination.qmp("migrate-incoming", uri="tcp:127.0.0.1:0")
         port = self.destination.qmp("query-migrate")["socket-address"][0]["port"]
@@ -154,10 +152,14 @@ def private_network():
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
 
 
-def shape_network(gbit):
-    """All that goes over the loopback, at @gbit Gbit/s; bursts of 10 ms."""
-    subprocess.run(["tc", "qdisc", "replace", "dev", "lo", "root", "tbf", "rate", "%dgbit" % gbit, "burst",
-                    "%d" % (gbit * 10**9 // 800), "latency", "50ms"], check=True)
+def shape_network(rate):
+    """All that goes over the loopback, at @rate bytes a second; bursts of 10 ms."""
+    subprocess.run(["tc", "qdisc", "replace", "dev", "lo", "root", "tbf", "rate", "%dbit" % (rate * 8), "burst",
+                    "%d" % (rate // 100), "latency", "50ms"], check=True)
+
+
+def unshape_network():
+    subprocess.run(["tc", "qdisc", "del", "dev", "lo", "root"], check=True)
 
 
 def fill_random(guest, length, kind="random"):
