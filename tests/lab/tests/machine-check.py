@@ -2,8 +2,9 @@
 """A sub-host dies for good under a KVM guest: machine checks for exactly what it held, and the guest lives.
 
 A page that the guest's kernel itself needs would be its end, as with any memory that breaks.  So what stays
-on the sub-hosts is memory where only programs' pages may lie: that of movablecore, without the top, from which
-the kernel has taken memory before there were zones, without both ends of what programs were given, and without
+on the sub-hosts is memory where only programs' pages may lie: that of movablecore, without the kernel's image,
+which nokaslr keeps at the bottom, without the top, from which the kernel has taken memory before there were
+zones, without both ends of what programs were given, and without
 the test program's own code and variables: a page of its handler for memory errors, say, would be a memory error
 in the handler, and so on for ever.
 """
@@ -20,7 +21,7 @@ REMOTE, LOST = 2, 4
 ERRORS = 12  # each takes a world switch or two, and the guest's kernel says a lot about it
 # A processor that recovers from memory errors.  As in pager-dies.py it waits for pages in the fault itself: a
 # page that KVM has waited for on the side is reported when the vCPU is somewhere else, in its kernel, too.
-GUEST = dict(smp=1, ram=RAM, kernel="/lab/guest/vmlinuz-full", append="movablecore=%dM" % (MOVABLE // MIB),
+GUEST = dict(smp=1, ram=RAM, kernel="/lab/guest/vmlinuz-full", append="nokaslr movablecore=%dM" % (MOVABLE // MIB),
              extra=("-cpu", "qemu64,+succor,+overflow-recov,kvm-asyncpf=off", "-overcommit", "cpu-pm=on"))
 
 
@@ -69,7 +70,10 @@ def test(cluster):
     print("on the sub-hosts: %s pages" % [pages_of(cluster, pager, i, REMOTE) for i in (0, 1)], flush=True)
     cluster.subhosts[1].kill()
     guest.say("sweep")  # comes to the lost pages sooner than the guest's own accesses
-    wait_until("%d memory errors in the guest" % ERRORS, 120, lambda: len(errors(guest)[0]) >= ERRORS)
+    try:
+        wait_until("%d memory errors in the guest" % ERRORS, 120, lambda: len(errors(guest)[0]) >= ERRORS)
+    except Failure as failure:
+        raise Failure("%s; its console ends:\n%s" % (failure, guest.log_text()[-6000:])) from None
     guest.qmp("stop")
     pages, records = errors(guest)
     poisoned, unhurt = pages_of(cluster, pager, 1, LOST), pages_of(cluster, pager, 0, LOST)
