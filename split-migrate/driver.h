@@ -90,8 +90,8 @@ struct driver_ops {
                 const struct target *destination, struct driver_guest *guest,
                 struct reason *reason);
 
-    /* Bytes a second of pages the running guest writes: looks for a second, or two. */
-    int (*dirty_rate)(struct driver *driver, uint64_t *rate, struct reason *reason);
+    /* Bytes a second of pages the running guest, of @ram bytes, writes: looks for a second, or two. */
+    int (*dirty_rate)(struct driver *driver, uint64_t ram, uint64_t *rate, struct reason *reason);
 
     /* Make the destination listen and set both sides' parameters. */
     int (*prepare)(struct driver *driver, const struct driver_config *config,

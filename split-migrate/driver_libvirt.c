@@ -297,8 +297,9 @@ static int driver_open(struct driver **driver, const struct target *source,
 
 /* ---- look ---- */
 
-static int driver_dirty_rate(struct driver *driver, uint64_t *rate, struct reason *reason)
+static int driver_dirty_rate(struct driver *driver, uint64_t ram, uint64_t *rate, struct reason *reason)
 {
+    (void)ram; /* libvirt takes no number of samples */
     struct driver_libvirt *d = driver_of(driver);
     virDomainPtr domains[] = {d->domain, NULL};
     uint64_t deadline = units_now_us() + LIBVIRT_LOOK_US;

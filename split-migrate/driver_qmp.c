@@ -31,6 +31,8 @@
 #define QMP_POLL_MS 600000 /* QEMU does not answer while it sends the last dirty pages */
 #define QMP_SETTLE_US 60000000u
 #define QMP_RESUME_US 15000000u
+#define QMP_SAMPLES 8192u     /* pages of a guest, to see how much it writes */
+#define QMP_SAMPLES_LEAST 512u /* of each GiB */
 #define QMP_STEP_US 10000
 #define QMP_NO_LIMIT ((json_int_t)1 << 40) /* bytes/s; QEMU's own default would be 128 MiB/s */
 
@@ -231,13 +233,25 @@ static int driver_open(struct driver **driver, const struct target *source,
 
 /* ---- look ---- */
 
-static int driver_dirty_rate(struct driver *driver, uint64_t *rate, struct reason *reason)
+/*
+ * QEMU looks at 512 pages of each GiB if it is not told otherwise: of a small guest too few to tell one
+ * that writes little.
+ */
+static json_int_t driver_samples(uint64_t ram)
+{
+    uint64_t gib = ram / GIB ? ram / GIB : 1;
+
+    return (json_int_t)(QMP_SAMPLES / gib > QMP_SAMPLES_LEAST ? QMP_SAMPLES / gib : QMP_SAMPLES_LEAST);
+}
+
+static int driver_dirty_rate(struct driver *driver, uint64_t ram, uint64_t *rate, struct reason *reason)
 {
     struct driver_qmp *d = driver_of(driver);
     uint64_t deadline = units_now_us() + QMP_RESUME_US;
     bool measured = false;
 
-    int err = qmp_call(&d->source, "calc-dirty-rate", json_pack("{s:i}", "calc-time", 1), NULL,
+    int err = qmp_call(&d->source, "calc-dirty-rate",
+                       json_pack("{s:i, s:I}", "calc-time", 1, "sample-pages", driver_samples(ram)), NULL,
                        QMP_CALL_MS, NULL, reason);
     while (!err && !measured) {
         json_t *answer = NULL;

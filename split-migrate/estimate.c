@@ -11,8 +11,8 @@
 
 #include "split-migrate/pace.h"
 
-#define ESTIMATE_FIXED_MS 60.0  /* setting up, and the hand-over */
-#define ESTIMATE_SWITCH_MS 15.0 /* of that, while the guest stands still: map, device state, start */
+#define ESTIMATE_FIXED_MS 25.0 /* setting up, and the hand-over */
+#define ESTIMATE_SWITCH_MS 6.0 /* of that, while the guest stands still: map, device state, start */
 #define ESTIMATE_ROUNDS 30
 #define ESTIMATE_STEPS 100 /* of a round */
 

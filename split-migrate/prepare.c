@@ -264,7 +264,7 @@ int move_estimate(struct move *move, struct reason *reason)
 
     estimate->bandwidth = move->policy.bandwidth;
     if (estimate->bandwidth && move->guest.running) {
-        err = move->driver->ops->dirty_rate(move->driver, &estimate->dirty_rate, reason);
+        err = move->driver->ops->dirty_rate(move->driver, move->plan.ram, &estimate->dirty_rate, reason);
     }
     if (!err) {
         estimate_make(estimate, move->plan.present, move->policy.downtime_ms);
