@@ -31,7 +31,7 @@
 #define SAMPLE_WINDOW (MAPPED_WINDOW * PAGE_BYTES)
 #define SAMPLE_WINDOWS (unsigned)(CHUNK_BYTES / SAMPLE_WINDOW)
 #define SAMPLE_COST 100u   /* one part of so many: 1 % */
-#define SAMPLE_TOUCH_US 2u /* a soft fault, with KVM's share of it */
+#define SAMPLE_TOUCH_US 4u /* a soft fault, the zap before, what it drives out of the TLB, and KVM's share */
 
 _Static_assert(CHUNK_BYTES / SAMPLE_WINDOW == 8, "windows of a chunk are bits of a byte");
 
