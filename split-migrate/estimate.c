@@ -21,6 +21,7 @@ struct rounds {
     double per_ms; /* what the link takes */
     double memory;
     double written; /* of it in a second */
+    double total;   /* the time so far */
     struct pace pace;
 };
 
@@ -31,19 +32,28 @@ static double rounds_dirtied(const struct rounds *rounds, double ms)
                : 0;
 }
 
-/* A round that begins at @total and sends @send. Return: what is left when QEMU switches over in it, -1: it does not. */
-static double rounds_go(struct rounds *rounds, unsigned round, double send, double *total)
+/* It is @round and the link has been in use since the move was set up. Return: what QEMU finds to fit, as it is told. */
+static double rounds_fit(struct rounds *rounds, unsigned round)
 {
-    double began = *total;
+    const struct pace *pace = &rounds->pace;
+    double busy = rounds->total - ESTIMATE_FIXED_MS;
+
+    pace_step(&rounds->pace, round, (uint64_t)(rounds->per_ms * busy), (uint64_t)(busy * 1000),
+              (uint64_t)(rounds->total * 1000));
+    return (pace->bandwidth ? (double)pace->bandwidth / 1000 : rounds->per_ms) * (double)pace->downtime_ms;
+}
+
+/* A round that sends @send. Return: what is left when QEMU switches over in it, -1: it does not. */
+static double rounds_go(struct rounds *rounds, unsigned round, double send)
+{
+    double began = rounds->total;
     double took = send / rounds->per_ms;
 
     for (unsigned i = 1; i <= ESTIMATE_STEPS; i++) {
         double part = (double)i / ESTIMATE_STEPS;
         double left = send * (1 - part) + rounds_dirtied(rounds, took * part);
-        *total = began + took * part;
-        pace_step(&rounds->pace, i < ESTIMATE_STEPS ? round : round + 1, 0, 0,
-                  (uint64_t)(*total * 1000));
-        if (left <= rounds->per_ms * (double)rounds->pace.downtime_ms / (round > 1 ? PACE_CAUTION : 1)) {
+        rounds->total = began + took * part;
+        if (left <= rounds_fit(rounds, i < ESTIMATE_STEPS ? round : round + 1)) {
             return left;
         }
     }
@@ -54,9 +64,9 @@ void estimate_make(struct estimate *estimate, uint64_t present, uint64_t downtim
 {
     struct rounds rounds = {.per_ms = (double)estimate->bandwidth / 1000,
                             .memory = (double)present,
-                            .written = (double)estimate->dirty_rate};
+                            .written = (double)estimate->dirty_rate,
+                            .total = ESTIMATE_FIXED_MS};
     double send = rounds.memory;
-    double total = ESTIMATE_FIXED_MS;
 
     estimate->ends = false;
     if (!estimate->bandwidth) {
@@ -64,16 +74,16 @@ void estimate_make(struct estimate *estimate, uint64_t present, uint64_t downtim
     }
     rounds.written = rounds.written < rounds.memory * 0.99 ? rounds.written : rounds.memory * 0.99;
     pace_begin(&rounds.pace, downtime_ms);
-    pace_step(&rounds.pace, 1, 0, 0, (uint64_t)(total * 1000));
+    rounds_fit(&rounds, 1); /* from now on it has patience */
     for (unsigned round = 1; round <= ESTIMATE_ROUNDS; round++) {
-        double began = total;
-        double left = rounds_go(&rounds, round, send, &total);
+        double began = rounds.total;
+        double left = rounds_go(&rounds, round, send);
         if (left >= 0) {
             estimate->ends = true;
-            estimate->total_ms = (uint64_t)(total + left / rounds.per_ms);
+            estimate->total_ms = (uint64_t)(rounds.total + left / rounds.per_ms);
             estimate->downtime_ms = (uint64_t)(ESTIMATE_SWITCH_MS + left / rounds.per_ms);
             return;
         }
-        send = rounds_dirtied(&rounds, total - began);
+        send = rounds_dirtied(&rounds, rounds.total - began);
     }
 }

@@ -38,7 +38,7 @@ static void pace_flow(struct pace *pace, uint64_t sent, uint64_t now_us)
 
 static uint64_t pace_bandwidth(const struct pace *pace, uint64_t rounds)
 {
-    uint64_t rate = pace->rate / PACE_CAUTION;
+    uint64_t rate = pace->rate / 2;
 
     if (rounds < PACE_RATE_ROUNDS) {
         return 0;

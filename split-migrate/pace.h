@@ -22,8 +22,6 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define PACE_CAUTION 2 /* that part of the rate */
-
 struct pace {
     uint64_t limit_ms;    /* what the operator allows */
     uint64_t downtime_ms; /* what QEMU is to be told */

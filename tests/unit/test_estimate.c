@@ -35,7 +35,7 @@ static void test_estimates(void **state)
     /* It writes more than that: the last round is as much as fits, which QEMU judges by half of the rate. */
     struct estimate busy = estimate_of(700 * MIB, 400 * MIB, 109 * MIB, 300);
     assert_true(busy.ends);
-    assert_in_range(busy.downtime_ms, 130, 180);
+    assert_in_range(busy.downtime_ms, 145, 165); /* 134 if it were asked at the end of rounds only */
     assert_in_range(busy.total_ms, 2200, 2500);
     /* What may be waited for grows while a round goes on: it need not be the whole limit in the end. */
     struct estimate some = estimate_of(700 * MIB, 400 * MIB, 39 * MIB, 300);
