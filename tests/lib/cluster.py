@@ -353,6 +353,13 @@ class Guest:
             raise Failure("%s on %s: %s" % (line, self.name, match.group(0)))
         return int(match.group(1))
 
+    def wait(self, what, seconds, probe):
+        """wait_until() for what the guest is to do; a failure shows the end of its console."""
+        try:
+            return wait_until(what, seconds, probe, 0.05)
+        except Failure as failure:
+            raise Failure("%s; its console ends:\n%s" % (failure, self.log_text()[-3000:])) from None
+
     def wait_log(self, pattern, seconds, start=0):
         def probe():
             self.drain()
@@ -361,10 +368,7 @@ class Guest:
                 raise Failure("QEMU %s ended while waiting for '%s': %s\n%s" % (
                     self.name, pattern, self.daemon.tail(), self.log_text()[-800:]))
             return re.search(pattern, self.log_text()[start:], re.M)
-        try:
-            return wait_until("'%s' on the console of %s" % (pattern, self.name), seconds, probe, 0.05)
-        except Failure as failure:
-            raise Failure("%s; its end is:\n%s" % (failure, self.log_text()[-1500:])) from None
+        return self.wait("'%s' on the console of %s" % (pattern, self.name), seconds, probe)
 
     def report(self):
         """The last whole report line as a dictionary of numbers."""
